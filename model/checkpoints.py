@@ -1,0 +1,178 @@
+"""Engine state <-> a checkpoint folder: trainable weights, AdamW moments, random state and position, all safetensors and JSON.
+
+    checkpoints/step-000200/{trainable.safetensors, optimizer.safetensors, random-<rank>.safetensors, commit.json}
+
+`commit.json` is written last and holds the sha256 of every other file: a folder without it, or with a file that differs, is no checkpoint
+and the one before it is used. Tensors are whole (gathered from ZeRO partitions) and named, so the number of workers may change. There is no pickle.
+DeepSpeed's own checkpoints are not used: they are pickles, cannot be loaded at another world size under ZeRO, and by default hold the frozen LM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from safetensors.torch import load_file, save_file
+
+from data.atomic import write_json
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = 2
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(engine: Any, folder: Path, *, step: int, rank: int, world: int) -> None:
+    """Write `folder`/step-<step> from every rank (rank 0 writes the weights), then keep the last two. Collective: all ranks call it."""
+    target = folder / f"step-{step:06d}"
+    if rank == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+    _barrier(world)
+    weights, moments = _gather(engine)
+    save_file(_random_state(), target / f"random-{rank}.safetensors")
+    if rank == 0:
+        save_file(weights, target / "trainable.safetensors")
+        save_file(moments, target / "optimizer.safetensors")
+    _barrier(world)
+    if rank == 0:
+        hashes = {path.name: _sha256(path) for path in sorted(target.iterdir())}
+        write_json(target / "commit.json", {"step": step, "world": world, "sha256": hashes})
+        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(old)
+    _barrier(world)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None when there is none. Damaged ones are passed over with a warning that names the file."""
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        damage = _damage(candidate)
+        if damage is None:
+            return candidate
+        _log.warning("checkpoint %s: %s; the one before it is used", candidate, damage)
+    return None
+
+
+def load_checkpoint(engine: Any, checkpoint: Path, *, rank: int) -> int:
+    """Restore weights, moments and this rank's random state into a fresh engine; returns the step. The learning rate follows from the step."""
+    weights = load_file(checkpoint / "trainable.safetensors")
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
+    parameters = engine.module.trainable_parameters()
+    if missing := sorted(parameters.keys() ^ weights.keys()):
+        raise ValueError(
+            f"{checkpoint}: its tensors are not this model's, e.g. {missing[0]}; was the trial's configuration changed?"
+        )
+    for name, parameter in parameters.items():
+        _set_weight(engine, parameter, weights[name])
+    _set_moments(engine, parameters, moments, step=commit["step"])
+    random_file = checkpoint / f"random-{rank}.safetensors"
+    if random_file.is_file():  # absent when the number of workers grew: the sample order does not depend on it
+        _set_random_state(load_file(random_file))
+    return int(commit["step"])
+
+
+def load_trainable(module: Any, checkpoint: Path) -> None:
+    """Only the weights, into a module without an engine: what generation in a fresh process needs."""
+    weights = load_file(checkpoint / "trainable.safetensors")
+    with torch.no_grad():
+        for name, parameter in module.trainable_parameters().items():
+            parameter.copy_(weights[name])
+
+
+def _partitioned(engine: Any) -> bool:
+    """Whether DeepSpeed holds fp32 master weights and moments apart from the module (ZeRO 1-3, or bf16)."""
+    return bool(engine.zero_optimization() or engine.bfloat16_enabled())
+
+
+def _gather(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    weights, moments = {}, {}
+    for name, parameter in engine.module.trainable_parameters().items():
+        if _partitioned(engine):
+            weight = safe_get_full_fp32_param(parameter)
+            state = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+        else:
+            weight = parameter.detach()
+            state = {moment: engine.optimizer.state[parameter][moment] for moment in MOMENTS}
+        weights[name] = weight.float().cpu().contiguous().clone()
+        moments.update(
+            {f"{name}.{moment}": value.float().cpu().contiguous().clone() for moment, value in state.items()}
+        )
+    return weights, moments
+
+
+def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    if _partitioned(engine):
+        safe_set_full_fp32_param(parameter, value)
+    with torch.no_grad():
+        if (
+            parameter.numel() == value.numel()
+        ):  # under ZeRO-3 the module's own copy is empty: the partition was set above
+            parameter.copy_(value)
+
+
+def _set_moments(
+    engine: Any, parameters: dict[str, torch.nn.Parameter], moments: dict[str, torch.Tensor], *, step: int
+) -> None:
+    for name, parameter in parameters.items():
+        if _partitioned(engine):
+            for moment in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"], moment)
+        else:
+            engine.optimizer.state[parameter] = {
+                moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS
+            }
+    for state in _adamw_states(engine):
+        state["step"] = torch.tensor(float(step))
+
+
+def _adamw_states(engine: Any) -> Iterator[dict[str, Any]]:
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    yield from inner.state.values()
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
+        for name, expected in commit["sha256"].items():
+            if _sha256(checkpoint / name) != expected:
+                return f"{name} differs from what was saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return "commit.json is damaged"
+    return None
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _barrier(world: int) -> None:
+    if world > 1:
+        torch.distributed.barrier()

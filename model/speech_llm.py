@@ -1,0 +1,144 @@
+"""Batch -> loss, or Batch -> embeddings to generate from: the speechLLM around any Hugging Face causal LM.
+
+The speech encoder is frozen and runs once, before training (`data.encoder_states`); the LM body is frozen; what trains is the speech
+adapter, fully, and LoRA on the LM's linear layers. Everything else a checkpoint could hold is already on disk elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.batching import IGNORE, Batch
+from model.adapter import SpeechAdapter
+from model.configs import AdapterConfig, Foundation, LoRAConfig, Precision
+from model.foundations import local_folder
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class SpeechLLM(nn.Module):
+    """Speech adapter and causal LM as one module, so that one engine trains both."""
+
+    def __init__(self, llm: nn.Module, adapter: SpeechAdapter) -> None:
+        super().__init__()
+        self.llm = llm
+        self.adapter = adapter
+
+    def inputs_embeds(self, batch: Batch) -> torch.Tensor:
+        """Token embeddings with the audio embeddings spliced in: [B, L, D] in the LM's dtype."""
+        embeds = self.llm.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+        audio = self.adapter(batch.states, batch.state_frames).to(embeds.dtype)
+        spliced: torch.Tensor = embeds.masked_scatter(batch.audio_mask[..., None], audio)
+        return spliced
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The batch's summed target cross-entropy over `loss_normalizer`: a scalar in fp32.
+
+        Normalising by the global batch's token count, not the micro-batch's, makes many micro-batches on many workers add up to exactly the
+        loss of one big batch.
+        """
+        output = self.llm(
+            inputs_embeds=self.inputs_embeds(batch),
+            attention_mask=batch.attention_mask,
+            position_ids=position_ids(batch.attention_mask),
+            logits_to_keep=batch.target_columns + 1,
+            use_cache=False,
+        )
+        logits = output.logits[:, -batch.target_columns - 1 : -1].float()
+        labels = batch.labels[:, -batch.target_columns :]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return loss / batch.loss_normalizer
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What a checkpoint holds: every parameter that trains, by name, in a fixed order."""
+        return {name: parameter for name, parameter in sorted(self.named_parameters()) if parameter.requires_grad}
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions that start at 0 at each row's first real token, however much padding stands on its left: [B, L]."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def load_tokenizer(foundation: Foundation) -> Any:
+    """The foundation's own tokenizer; a padding token is borrowed from end-of-sequence where it has none."""
+    source, revision = _source(foundation)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_foundation(foundation: Foundation, precision: Precision) -> nn.Module:
+    """The foundation's causal LM, frozen, from safetensors only. Raises ValueError when packaged weights are not the pinned ones."""
+    source, revision = _source(foundation)
+    if foundation.family == "tiny":
+        _check_weights(Path(source) / "model.safetensors", foundation)
+    llm = AutoModelForCausalLM.from_pretrained(
+        source, revision=revision, dtype=DTYPES[precision], trust_remote_code=False, use_safetensors=True
+    )
+    llm.requires_grad_(False)
+    return llm  # type: ignore[no-any-return]
+
+
+def build_speech_llm(
+    foundation: Foundation,
+    *,
+    encoder_width: int,
+    adapter: AdapterConfig,
+    lora: LoRAConfig,
+    precision: Precision,
+    seed: int,
+    gradient_checkpointing: bool = False,
+) -> SpeechLLM:
+    """Load the foundation, add LoRA and a fresh adapter. The seed decides every initial weight of both."""
+    llm = load_foundation(foundation, precision)
+    torch.manual_seed(seed)  # before LoRA and adapter: their initial weights are part of a seed's meaning
+    peft_llm = get_peft_model(
+        llm,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+        autocast_adapter_dtype=False,
+    )
+    if gradient_checkpointing:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    embedding = llm.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    speech_adapter = SpeechAdapter(
+        adapter,
+        encoder_width=encoder_width,
+        embedding_width=embedding.shape[1],
+        embedding_rms=float(embedding.detach().float().square().mean().sqrt()),
+    )
+    return SpeechLLM(peft_llm, speech_adapter.to(DTYPES[precision]))
+
+
+def _source(foundation: Foundation) -> tuple[str, str | None]:
+    folder = local_folder(foundation)
+    if folder is None:
+        return foundation.source, foundation.revision
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"foundation {foundation.name}: no model in {folder}; make it with `python experiments/pretrain_tiny.py`"
+        )
+
+    return str(folder), None
+
+
+def _check_weights(path: Path, foundation: Foundation) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != foundation.revision:
+        raise ValueError(
+            f"{path}: sha256 is {found[:12]}, but {foundation.name} is pinned to {foundation.revision[:12]}; restore the file or pretrain anew"
+        )

@@ -1,0 +1,241 @@
+"""TrialConfig -> trained weights, predictions and scores, in an output folder: one grid cell from start to end.
+
+Knows neither Ray nor MLflow: inside a Ray Train worker it joins the process group that is there, in a plain process it makes one of a single
+process, so that a trial can be run and debugged by hand. What it writes below the output folder: `metrics.jsonl`, `status.json`,
+`checkpoints/` and `predictions-<inference mode>.jsonl`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.atomic import iter_whole_lines, write_jsonl
+from data.encoder_states import StateKey
+from data.records import InferenceMode, Prediction, Split, prediction_from_json, to_json
+from data.scoring import Score, score
+from model.checkpoints import load_checkpoint, load_trainable, newest_checkpoint, save_checkpoint
+from model.configs import Execution, TrialConfig
+from model.generate import generate_predictions
+from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
+from model.train import build_engine, training_steps
+from model.trial_data import TrialData
+from model.trial_log import TrialLog
+
+LOG_EVERY = 10
+"""Optimizer steps between two lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPaths:
+    """Where a trial finds its prepared data and puts what it makes."""
+
+    corpus: Path
+    encoder_states: Path
+    encoder_key: StateKey
+    output: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """The scores of a finished trial. `scores` are on the test split; `eval/partial_f1` is the headline inference mode's."""
+
+    headline_inference_mode: InferenceMode  # the one that did better on validation
+    scores: dict[str, float]
+    validation_scores: dict[str, float]
+    counts: dict[str, int]
+    seconds: dict[str, float]
+
+
+def run_trial(
+    config: TrialConfig,
+    execution: Execution,
+    paths: TrialPaths,
+    *,
+    on_checkpoint: Callable[[int], None] = lambda step: None,
+) -> TrialOutcome | None:
+    """Train from the newest checkpoint (or from nothing), evaluate, score. Returns None on every rank but 0.
+
+    `on_checkpoint(step)` is called on every rank after a checkpoint is committed; what it raises ends the trial there.
+    """
+    torch.set_num_threads(execution.cpus_per_worker)
+    _join_process_group()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    started = time.perf_counter()
+    tokenizer = load_tokenizer(config.foundation)
+    trial_data = _open_data(config, tokenizer, paths)
+    model = _build_model(config, execution, trial_data.states.width)
+    engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
+    checkpoint = newest_checkpoint(paths.output / "checkpoints")
+    first_step = load_checkpoint(engine, checkpoint, rank=rank) if checkpoint else 0
+    log = TrialLog(paths.output, steps=config.budget.steps, resume_step=first_step) if rank == 0 else None
+    loaded = time.perf_counter()
+
+    def micro_batches_of(step: int) -> list[Any]:
+        return trial_data.micro_batches(step, rank=rank, world=world, micro_batches=execution.micro_batches)
+
+    for info in training_steps(
+        engine, micro_batches_of, first_step=first_step, steps=config.budget.steps, optim=config.optim
+    ):
+        last = info.step == config.budget.steps
+        if log:
+            log.step(info, log=info.step % LOG_EVERY == 0 or info.step == 1 or last)
+        if last or info.step % execution.checkpoint_every == 0:
+            if log:
+                log.flush()
+            save_checkpoint(engine, paths.output / "checkpoints", step=info.step, rank=rank, world=world)
+            on_checkpoint(info.step)
+    trained = time.perf_counter()
+
+    predictions = _evaluate(config, execution, engine.module, tokenizer, trial_data, paths.output, log)
+    if log is None:
+        return None
+    outcome = _outcome(
+        config,
+        predictions,
+        {"load": loaded - started, "train": trained - loaded, "evaluate": time.perf_counter() - trained},
+    )
+    log.scores(config.budget.steps, outcome.scores)
+    log.status("done", force=True, step=config.budget.steps, steps=config.budget.steps)
+    log.close()
+    return outcome
+
+
+def score_checkpoint(
+    config: TrialConfig,
+    execution: Execution,
+    paths: TrialPaths,
+    *,
+    mode: InferenceMode,
+    trained: bool = True,
+    hear: Any = None,
+) -> Score:
+    """Score the test split once more in this process: with the trial's last checkpoint or untrained, hearing the right audio or not.
+
+    A model that listens falls when `hear` gives it other examples' audio (see `TrialData.evaluation_items`). Nothing is written.
+    """
+    torch.set_num_threads(execution.cpus_per_worker)
+    tokenizer = load_tokenizer(config.foundation)
+    trial_data = _open_data(config, tokenizer, paths)
+    model = _build_model(config, execution, trial_data.states.width)
+    if trained:
+        checkpoint = newest_checkpoint(paths.output / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{paths.output}: no whole checkpoint to score; run the trial first")
+        load_trainable(model, checkpoint)
+    predictions = generate_predictions(
+        model,
+        tokenizer,
+        trial_data.evaluation_items("test", mode, hear=hear),
+        split="test",
+        max_new_tokens=config.evaluation.max_new_tokens(mode),
+        batch_size=execution.evaluation_batch_size,
+    )
+    return score(predictions)
+
+
+def _evaluate(
+    config: TrialConfig,
+    execution: Execution,
+    model: SpeechLLM,
+    tokenizer: Any,
+    trial_data: TrialData,
+    output: Path,
+    log: TrialLog | None,
+) -> list[Prediction]:
+    """Generate what is not on disk yet, each rank its share; one file per inference mode, written whole by rank 0."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    everything: list[Prediction] = []
+    for mode in config.inference_modes:
+        path = output / f"predictions-{mode}.jsonl"
+        if path.exists():
+            everything += [prediction_from_json(row) for row in iter_whole_lines(path)]
+            continue
+        answered: list[Prediction] = []
+        for split in config.evaluation.splits:
+
+            def on_progress(done: int, total: int, split: Split = split, mode: InferenceMode = mode) -> None:
+                if log:
+                    log.status("evaluating", split=split, mode=mode, step=done, steps=total)
+
+            items = trial_data.evaluation_items(split, mode)
+            mine = generate_predictions(
+                model,
+                tokenizer,
+                items[rank::world],
+                split=split,
+                max_new_tokens=config.evaluation.max_new_tokens(mode),
+                batch_size=execution.evaluation_batch_size,
+                on_progress=on_progress,
+            )
+            order = {supervised.example_id: position for position, (supervised, *_) in enumerate(items)}
+            answered += sorted(_gathered(mine, world), key=lambda prediction: order[prediction.example_id])
+        if rank == 0:
+            write_jsonl(path, map(to_json, answered))
+        everything += answered
+    return everything
+
+
+def _outcome(config: TrialConfig, predictions: list[Prediction], seconds: dict[str, float]) -> TrialOutcome:
+    """Score each inference mode on each split; the mode that did better on validation gives the headline on test."""
+
+    def scored(split: Split, mode: InferenceMode) -> Score:
+        return score(p for p in predictions if p.split == split and p.mode == mode)
+
+    test = {mode: scored("test", mode) for mode in config.inference_modes}
+    validation = {mode: scored("validation", mode) for mode in config.inference_modes}
+    headline = max(config.inference_modes, key=lambda mode: validation[mode].partial_f1)
+    return TrialOutcome(
+        headline_inference_mode=headline,
+        scores={"eval/partial_f1": test[headline].partial_f1, **_named(test)},
+        validation_scores={
+            "validation/partial_f1": validation[headline].partial_f1,
+            **_named(validation, "validation"),
+        },
+        counts={"test": test[headline].counts.examples, "validation": validation[headline].counts.examples},
+        seconds=seconds,
+    )
+
+
+def _named(scores: dict[InferenceMode, Score], prefix: str = "eval") -> dict[str, float]:
+    return {f"{prefix}/{mode}/{name}": value for mode, s in scores.items() for name, value in s.metrics().items()}
+
+
+def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
+    if world == 1:
+        return mine
+    shares: list[list[Prediction]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(shares, mine)
+    return [prediction for share in shares for prediction in share]
+
+
+def _open_data(config: TrialConfig, tokenizer: Any, paths: TrialPaths) -> TrialData:
+    return TrialData(
+        config, tokenizer, corpus=paths.corpus, encoder_states=paths.encoder_states, encoder_key=paths.encoder_key
+    )
+
+
+def _build_model(config: TrialConfig, execution: Execution, encoder_width: int) -> SpeechLLM:
+    return build_speech_llm(
+        config.foundation,
+        encoder_width=encoder_width,
+        adapter=config.adapter,
+        lora=config.lora,
+        precision=config.optim.precision,
+        seed=config.seed,
+        gradient_checkpointing=execution.gradient_checkpointing,
+    )
+
+
+def _join_process_group() -> None:
+    """Use Ray Train's process group; in a plain process make one of a single member, over a file instead of a port."""
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        rendezvous = Path(tempfile.mkdtemp(prefix="slotgrid-")) / "rendezvous"
+        torch.distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=0, world_size=1)

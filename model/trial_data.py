@@ -1,0 +1,94 @@
+"""Corpus + encoder states + one trial's configuration -> its training batches and its evaluation items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.batching import Batch, batch_indices, collate, rank_share
+from data.encoder_states import StateKey, open_encoder_states
+from data.manifest import open_corpus
+from data.records import AnnotatedExample, InferenceMode, Split
+from data.rendering import RenderedExample, render
+from data.supervision import SupervisedExample, inference_mode, supervise
+from model.configs import TrialConfig
+from model.generate import Item
+
+
+class TrialData:
+    """What one trial trains and is evaluated on. Everything drawn is a pure function of (seed, step, example)."""
+
+    def __init__(
+        self, config: TrialConfig, tokenizer: Any, *, corpus: Path, encoder_states: Path, encoder_key: StateKey
+    ) -> None:
+        """Open corpus and cache. Raises ValueError when an example has no encoder states."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self.corpus = open_corpus(corpus)
+        self.states = open_encoder_states(
+            encoder_states, encoder_key, verify=False
+        )  # the grid verified every shard once
+        self.train = self.corpus.split("train")
+        if not self.train:
+            raise ValueError(f"{corpus}: the train split is empty")
+        for annotated in self.corpus.examples:
+            if annotated.example.audio_sha256 not in self.states:
+                raise ValueError(
+                    f"{encoder_states}: no encoder states for {annotated.example.audio}; run the experiment's `run` to prepare them"
+                )
+
+    def micro_batches(self, step: int, *, rank: int, world: int, micro_batches: int) -> list[Batch]:
+        """This worker's share of the global batch of one optimizer step.
+
+        Every worker renders the whole global batch: its target tokens are what each micro-batch's loss is divided by, so that the gradient
+        is the one of a single big batch.
+        """
+        pairs = batch_indices(
+            items=len(self.train) * len(self.config.inference_modes),
+            batch_size=self.config.budget.batch_size,
+            seed=self.config.seed,
+            step=step,
+        )
+        rendered = {pair: self._render_training(pair) for pair in pairs}
+        tokens = sum(len(rendered[pair][1].target) for pair in pairs)
+        return [
+            collate(
+                [(*rendered[pair], self._states(self._train_example(pair[1]))) for pair in share],
+                stack_factor=self.config.adapter.stack_factor,
+                pad_id=self.tokenizer.pad_token_id,
+                with_targets=True,
+                loss_normalizer=tokens / (world * micro_batches),
+            )
+            for share in rank_share(pairs, rank=rank, world=world, micro_batches=micro_batches)
+        ]
+
+    def evaluation_items(self, split: Split, mode: InferenceMode, *, hear: Any = None) -> list[Item]:
+        """Every example of a split, asked in one mode. The draw is named "evaluation": the same questions for every trial and seed.
+
+        `hear` (tests whether a model listens) maps an example's position to the position whose audio it gets.
+        """
+        examples = self.corpus.split(split)
+        items = []
+        for position, annotated in enumerate(examples):
+            supervised = self._supervise(annotated, mode, "evaluation")
+            heard = examples[hear(position)] if hear else annotated
+            items.append((supervised, self._render(supervised), self._states(heard)))
+        return items
+
+    def _train_example(self, index: int) -> AnnotatedExample:
+        return self.train[index // len(self.config.inference_modes)]
+
+    def _render_training(self, pair: tuple[int, int]) -> tuple[str, RenderedExample]:
+        epoch, index = pair
+        mode = inference_mode(self.config.supervision, index)
+        supervised = self._supervise(self._train_example(index), mode, f"seed{self.config.seed}/epoch{epoch}")
+        return supervised.example_id, self._render(supervised)
+
+    def _supervise(self, annotated: AnnotatedExample, mode: InferenceMode, draw: str) -> SupervisedExample:
+        return supervise(annotated, self.corpus.ontology, self.config.supervision, mode=mode, draw=draw)
+
+    def _render(self, supervised: SupervisedExample) -> RenderedExample:
+        return render(supervised, self.tokenizer, self.config.foundation.kind)
+
+    def _states(self, annotated: AnnotatedExample) -> Any:
+        return self.states[annotated.example.audio_sha256]
