@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +91,14 @@ def load_trainable(module: Any, checkpoint: Path) -> None:
 
 
 def _partitioned(engine: Any) -> bool:
-    """Whether DeepSpeed holds fp32 master weights and moments apart from the module (ZeRO 1-3, or bf16)."""
-    return bool(engine.zero_optimization() or engine.bfloat16_enabled())
+    """Whether DeepSpeed holds fp32 master weights and moments apart from the module."""
+    return bool(engine.zero_optimization())
 
 
 def _gather(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     weights, moments = {}, {}
+    if _partitioned(engine):
+        _link_moments(engine.optimizer)
     for name, parameter in engine.module.trainable_parameters().items():
         if _partitioned(engine):
             weight = safe_get_full_fp32_param(parameter)
@@ -125,21 +126,31 @@ def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor)
 def _set_moments(
     engine: Any, parameters: dict[str, torch.nn.Parameter], moments: dict[str, torch.Tensor], *, step: int
 ) -> None:
+    if _partitioned(engine):
+        for flat in engine.optimizer.single_partition_of_fp32_groups:
+            engine.optimizer.optimizer.state[flat] = {
+                "step": torch.tensor(float(step)),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }
+        _link_moments(engine.optimizer)
     for name, parameter in parameters.items():
         if _partitioned(engine):
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"], moment)
         else:
             engine.optimizer.state[parameter] = {
-                moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS
+                "step": torch.tensor(float(step)),
+                **{m: moments[f"{name}.{m}"].to(parameter.device, copy=True) for m in MOMENTS},  # the file is mapped
             }
-    for state in _adamw_states(engine):
-        state["step"] = torch.tensor(float(step))
 
 
-def _adamw_states(engine: Any) -> Iterator[dict[str, Any]]:
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    yield from inner.state.values()
+def _link_moments(zero_optimizer: Any) -> None:
+    """Make every parameter know its slice of the flat moments.
+
+    DeepSpeed (0.19) does so once, after the first parameter group's first step, when the other groups have no moments yet.
+    """
+    zero_optimizer._hp_optimizer_states_linked = False
+    zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from data.batching import IGNORE, Batch
 from model.adapter import SpeechAdapter
@@ -78,6 +79,7 @@ def load_tokenizer(foundation: Foundation) -> Any:
 def load_foundation(foundation: Foundation, precision: Precision) -> nn.Module:
     """The foundation's causal LM, frozen, from safetensors only. Raises ValueError when packaged weights are not the pinned ones."""
     source, revision = _source(foundation)
+    transformers_logging.disable_progress_bar()
     if foundation.family == "tiny":
         _check_weights(Path(source) / "model.safetensors", foundation)
     llm = AutoModelForCausalLM.from_pretrained(

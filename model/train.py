@@ -47,6 +47,8 @@ def build_engine(model: SpeechLLM, optim: OptimConfig, execution: Execution, *, 
 
     The learning rate is a function of the step alone and set by `training_steps`, so there is no scheduler state to lose.
     """
+    if optim.precision == "bf16" and execution.zero_stage == 0:
+        raise ValueError("execution.zero_stage: 0 keeps no fp32 master weights that could be saved; use 1 or 2 with bf16")
     groups: dict[str, list[torch.nn.Parameter]] = {"adapter": [], "lora": []}
     for name, parameter in model.trainable_parameters().items():
         groups["adapter" if name.startswith("adapter.") else "lora"].append(parameter)
@@ -86,7 +88,7 @@ def training_steps(
         factor = learning_rate_factor(step, steps=steps, config=optim)
         for group in engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        total, tokens, examples = 0.0, 0, 0
+        total, tokens, examples, grad_norm = 0.0, 0, 0, 0.0
         batches = micro_batches_of(step)
         for batch in batches:
             batch = batch.to(engine.device)
@@ -96,6 +98,7 @@ def training_steps(
                     f"step {step + 1}: the loss is {loss.item()}; examples {', '.join(batch.example_ids)}"
                 )
             engine.backward(loss)
+            grad_norm = _grad_norm(engine)
             engine.step()
             total += loss.item() / len(batches)
             tokens += int(batch.attention_mask.sum())
@@ -103,9 +106,17 @@ def training_steps(
         yield StepInfo(
             step=step + 1,
             loss=total,
-            grad_norm=float(engine.get_global_grad_norm() or 0.0),
+            grad_norm=float(engine.get_global_grad_norm() or grad_norm),
             learning_rate=engine.optimizer.param_groups[0]["lr"],
             tokens=tokens,
             examples=examples,
             seconds=time.perf_counter() - started,
         )
+
+
+def _grad_norm(engine: Any) -> float:
+    """The norm of all gradients, for the plain fp32 optimizer, whose norm DeepSpeed does not keep; 0 where they are partitioned."""
+    gradients = [
+        parameter.grad for parameter in engine.module.trainable_parameters().values() if parameter.grad is not None
+    ]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

@@ -7,6 +7,7 @@ process, so that a trial can be run and debugged by hand. What it writes below t
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def run_trial(
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data.states.width)
+    model = _build_model(config, execution, trial_data.states.key.width)
     engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
     checkpoint = newest_checkpoint(paths.output / "checkpoints")
     first_step = load_checkpoint(engine, checkpoint, rank=rank) if checkpoint else 0
@@ -123,7 +124,7 @@ def score_checkpoint(
     torch.set_num_threads(execution.cpus_per_worker)
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data.states.width)
+    model = _build_model(config, execution, trial_data.states.key.width)
     if trained:
         checkpoint = newest_checkpoint(paths.output / "checkpoints")
         if checkpoint is None:
@@ -237,5 +238,6 @@ def _join_process_group() -> None:
     """Use Ray Train's process group; in a plain process make one of a single member, over a file instead of a port."""
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train and other launchers set it
         rendezvous = Path(tempfile.mkdtemp(prefix="slotgrid-")) / "rendezvous"
         torch.distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=0, world_size=1)

@@ -1,0 +1,1 @@
+"""One short file per experiment: its axes, its excluded cells and its hypothesis. Importing one does nothing."""

@@ -1,0 +1,1 @@
+"""The grid: trial identity, plan, ledger, schedule on Ray, MLflow mirror, report and command line."""

@@ -1,0 +1,147 @@
+"""Command line -> verb: what `python experiments/<name>.py [run|plan|status|report]` does, the same for every experiment file.
+
+Exit codes: 0 all trials done (or the verb did its work); 1 some trial failed; 2 usage, configuration or data error, told in one line;
+3 interrupted, with the command that resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+
+from orchestrator.experiment import Experiment
+from orchestrator.grid import AXES, check_trials, select_trials
+from orchestrator.layout import DEFAULT_STORE, open_store
+from orchestrator.plan import planned_seeds
+from orchestrator.scales import AUTO, SCALES, choose_scale
+from orchestrator.verbs import EXIT_ERROR, EXIT_INTERRUPTED, VERBS, Request
+
+_DEBUG = "SLOTGRID_DEBUG"
+_USERS_OS_ERRORS = {
+    errno.ENOSPC: "free some space and run the same command again, it goes on where it stopped",
+    errno.EDQUOT: "free some of your quota and run the same command again, it goes on where it stopped",
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check the permissions, or choose another --store",
+    errno.EPERM: "check the permissions, or choose another --store",
+    errno.EROFS: "choose another --store",
+    errno.ENOTDIR: "check the path",
+}
+"""Errors of the machine that the user can put right, and how; any other OSError is shown with its traceback."""
+_PIPE_WIDTH = 160  # characters of a table line where the output is no terminal
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for and return the exit code. Never raises for a user's error, see the module's docstring."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        request = _understand(experiment, arguments)
+        return VERBS[request.verb](request)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; to resume: {shlex.join(['python', sys.argv[0], *arguments])}\n")
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError) as error:
+        return report_error(error)
+
+
+def report_error(error: ValueError | OSError) -> int:
+    """Tell a user's error in one line on stderr and return exit code 2; raise again what no user can put right."""
+    if isinstance(error, OSError) and not (isinstance(error, FileNotFoundError) and error.errno is None):
+        if error.errno not in _USERS_OS_ERRORS:
+            raise error
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror}; {_USERS_OS_ERRORS[error.errno]}"
+    else:
+        message = str(error)
+    if os.environ.get(_DEBUG) == "1":
+        traceback.print_exception(error)
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return EXIT_ERROR
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that leaves the telling of errors to `main`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise ValueError(f"{message}; --help lists the options")
+
+
+def _parser(experiment: Experiment) -> OneLineParser:
+    parser = OneLineParser(
+        prog=f"python {sys.argv[0]}",
+        description=experiment.hypothesis,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = "; ".join(f"{verb}: {(act.__doc__ or '').split('.')[0].lower()}" for verb, act in VERBS.items())
+    parser.add_argument("verb", nargs="?", default="run", metavar="|".join(VERBS), help=f"{verbs} (default: run)")
+    scales = "; ".join(f"{scale.name}: {scale.summary}" for scale in SCALES.values())
+    parser.add_argument("--scale", default=AUTO, help=f"auto (default): what fits this machine; {scales}")
+    parser.add_argument(
+        "--store", default=str(DEFAULT_STORE), metavar="PATH", help="folder of everything (default: ./runs)"
+    )
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database (default: one in the store)")
+    only = f"only these cells; axes: {', '.join(AXES)}; several values of one axis are alternatives"
+    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="AXIS=VALUE", help=only)
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0..N-1 (default: the scale's, or what the run has grown to)"
+    )
+    parser.add_argument("--json", action="store_true", help="plan, status and report: JSON on standard output")
+    parser.add_argument(
+        "--rerun-stale", action="store_true", help="set trials of another configuration aside and run them anew"
+    )
+    return parser
+
+
+def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
+    """Parse and check everything before any work. Raises ValueError."""
+    parser = _parser(experiment)
+    options, extra = parser.parse_known_args(arguments)
+    if options.verb not in VERBS:
+        raise ValueError(f"there is no verb {options.verb!r}; the verbs are {', '.join(VERBS)}")
+    if extra:
+        raise ValueError(f"unrecognized arguments: {' '.join(extra)}; --help lists the options")
+    if options.json and options.verb == "run":
+        raise ValueError("--json: run prints its progress; use it with plan, status or report")
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"--seeds: {options.seeds} is too few; give at least 1")
+    scale, scale_line = choose_scale(options.scale)
+    store = open_store(options.store)
+    seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.name)))
+    grid = check_trials(experiment.declare(scale, seeds))
+    console = Console(file=sys.stderr if options.json else None, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return Request(
+        experiment=experiment,
+        verb=options.verb,
+        scale=scale,
+        scale_line=scale_line,
+        store=store,
+        seeds=seeds,
+        grid=grid,
+        trials=select_trials(grid, options.only),
+        tracking_uri=options.tracking_uri,
+        rerun_stale=options.rerun_stale,
+        json=options.json,
+        again=("python", sys.argv[0], *_given(options, parser)),
+        console=console,
+    )
+
+
+def _given(options: argparse.Namespace, parser: OneLineParser) -> list[str]:
+    """The options that a next step repeats: those that differ from their defaults."""
+    words: list[str] = []
+    for name in ("scale", "store", "tracking_uri", "seeds"):
+        value = getattr(options, name)
+        if value != parser.get_default(name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words + (["--only", *options.only] if options.only else [])

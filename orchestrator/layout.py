@@ -1,0 +1,202 @@
+"""Turns a store folder into the paths of everything below it: prepared data, run folders, trial folders, attempts.
+
+    <store>/prepared/{corpora,encoder_states,encoders}      shared by every experiment and scale
+    <store>/<experiment>-<scale>/                           one run folder
+        plan.json lease.json results.csv costs.csv report.md heatmap.png
+        trials/<trial_id>/config.json result.json metrics.jsonl status.json checkpoints/ predictions-<mode>.jsonl
+        trials/<trial_id>/attempts/<n>/{log,failure.json,...}
+
+Nothing here reads or creates a file; only attempts are listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.records import InferenceMode
+from model.configs import CorpusRef
+
+DEFAULT_STORE = Path("runs")
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """One try of a trial."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        """1 for the first attempt."""
+        return int(self.path.name)
+
+    @property
+    def log(self) -> Path:
+        """Everything the attempt's worker printed."""
+        return self.path / "log"
+
+    @property
+    def failure(self) -> Path:
+        """Why it failed (`orchestrator.results.Failure`); absent while it runs, when it was killed, and when it ended well."""
+        return self.path / "failure.json"
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Everything one trial leaves."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The trial's identity: its `TrialConfig` and fingerprint."""
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """The trial's `TrialResult`, written last: the trial is done when it exists."""
+        return self.path / "result.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The training curves, one row a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """Where the trial stands right now; for progress displays only."""
+        return self.path / "status.json"
+
+    @property
+    def mlflow_run_id(self) -> Path:
+        """The id of the MLflow run that mirrors this trial, over all its attempts."""
+        return self.path / "mlflow_run_id"
+
+    @property
+    def attempts(self) -> Path:
+        """The folder of the attempts, `1`, `2`, ..."""
+        return self.path / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the trainer's checkpoints."""
+        return self.path / "checkpoints"
+
+    def predictions(self, mode: InferenceMode) -> Path:
+        """The answers of one inference mode, over all evaluated splits."""
+        return self.path / f"predictions-{mode}.jsonl"
+
+    def attempt(self, number: int) -> AttemptFolder:
+        """The folder of one attempt; it need not exist."""
+        return AttemptFolder(self.attempts / str(number))
+
+    def latest_attempt(self) -> AttemptFolder | None:
+        """The attempt with the highest number on disk."""
+        if not self.attempts.is_dir():
+            return None
+        numbers = [int(entry.name) for entry in self.attempts.iterdir() if entry.name.isdigit()]
+        return self.attempt(max(numbers)) if numbers else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One experiment at one scale."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """What the latest `run` set out to do."""
+        return self.path / "plan.json"
+
+    @property
+    def lease(self) -> Path:
+        """Who drives this folder at the moment."""
+        return self.path / "lease.json"
+
+    @property
+    def results_csv(self) -> Path:
+        """One row per trial; the same bytes for the same results."""
+        return self.path / "results.csv"
+
+    @property
+    def costs_csv(self) -> Path:
+        """What each trial took; differs from run to run."""
+        return self.path / "costs.csv"
+
+    @property
+    def report_md(self) -> Path:
+        """The comparison, to be read by people."""
+        return self.path / "report.md"
+
+    @property
+    def heatmap(self) -> Path:
+        """The comparison as a picture."""
+        return self.path / "heatmap.png"
+
+    @property
+    def mlflow_run_id(self) -> Path:
+        """The id of the parent MLflow run."""
+        return self.path / "mlflow_run_id"
+
+    @property
+    def trials(self) -> Path:
+        """The folder of the trials."""
+        return self.path / "trials"
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        """The folder of one trial; it need not exist."""
+        return TrialFolder(self.trials / trial_id)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder that everything lies in, absolute: workers on other machines are given its path."""
+
+    root: Path
+
+    @property
+    def corpora(self) -> Path:
+        """Corpora, one folder each."""
+        return self.root / "prepared" / "corpora"
+
+    @property
+    def encoder_states(self) -> Path:
+        """The frozen encoder's states, shared by every trial."""
+        return self.root / "prepared" / "encoder_states"
+
+    @property
+    def encoders(self) -> Path:
+        """Encoder weights."""
+        return self.root / "prepared" / "encoders"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking URI that is used when none is given."""
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """MLflow's artifact folder beside that database."""
+        return self.root / "mlartifacts"
+
+    def corpus(self, corpus: CorpusRef) -> Path:
+        """The folder of one corpus: another fingerprint is another folder."""
+        return self.corpora / f"{corpus.name}-{corpus.fingerprint[:12]}"
+
+    def runs(self, experiment: str, scale: str) -> RunFolder:
+        """The run folder of an experiment at a scale."""
+        return RunFolder(self.root / f"{experiment}-{scale}")
+
+
+def open_store(location: str | Path = DEFAULT_STORE) -> Store:
+    """The store at a folder path. Raises ValueError for what is not a folder: an object-store URI, a file."""
+    if "://" in str(location):
+        raise ValueError(
+            f"--store: {location} is a URI; give a folder, for a cluster one on a mount that all its machines share"
+        )
+    root = Path(location).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"--store: {root} is a file; give a folder")
+    return Store(root)

@@ -1,0 +1,73 @@
+"""A scale's declaration -> what its trials read: the corpus, the encoder's weights and the encoder's states, each made once and kept.
+
+Every stage asks the store first and computes only what is missing, so preparing a prepared grid takes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from data.callcentre.synthesize import synthesize
+from data.encoder_states import AudioItem, StateKey, write_encoder_states
+from data.executors import Executor
+from data.manifest import Corpus
+from model.configs import EncoderConfig, TrialConfig
+from orchestrator.layout import Store
+from orchestrator.progress import stage_progress
+from orchestrator.scales import Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Where the trials of one encoder find their data."""
+
+    corpus: Path
+    encoder_states: Path
+    encoder_key: StateKey
+
+
+def prepare(
+    scale: Scale, trials: Sequence[TrialConfig], store: Store, executor: Executor, console: Console
+) -> dict[EncoderConfig, PreparedData]:
+    """Make what is missing, with progress on the console, and return it for every encoder that the trials use.
+
+    Raises ValueError when a trial asks for a corpus that this scale does not make, OSError when the disk is full.
+    """
+    for trial in trials:
+        if trial.corpus != scale.corpus_ref:
+            raise ValueError(
+                f"corpus: a trial asks for {trial.corpus.name} ({trial.corpus.fingerprint[:12]}), scale {scale.name} makes "
+                f"{scale.corpus_ref.name} ({scale.corpus_ref.fingerprint[:12]}); declare trials with scale.trial(...)"
+            )
+    with stage_progress(console, f"voicing {scale.corpus.examples:,} utterances") as on_progress:
+        corpus = synthesize(
+            store.corpus(scale.corpus_ref), config=scale.corpus, executor=executor, on_progress=on_progress
+        )
+    encoders = dict.fromkeys(trial.encoder for trial in trials)
+    return {encoder: _encode(encoder, corpus, store, executor, console) for encoder in encoders}
+
+
+def _encode(encoder: EncoderConfig, corpus: Corpus, store: Store, executor: Executor, console: Console) -> PreparedData:
+    from model.encoder import encode_factory, state_key  # torch: only where something may have to be computed
+    from model.whisper_weights import ensure_encoder_weights
+
+    weights = ensure_encoder_weights(encoder.name, store.encoders)
+    key = state_key(encoder, weights.sha256)
+    items = [
+        AudioItem(audio_sha256=annotated.example.audio_sha256, path=corpus.audio_path(annotated.example))
+        for annotated in corpus.examples
+    ]
+    with stage_progress(console, f"encoding {len(items):,} audio files with {encoder.name}") as on_progress:
+        write_encoder_states(
+            store.encoder_states,
+            key=key,
+            items=items,
+            build_encode=encode_factory(encoder, weights.path),
+            executor=executor,
+            on_progress=on_progress,
+        )
+    return PreparedData(corpus=corpus.root, encoder_states=store.encoder_states, encoder_key=key)

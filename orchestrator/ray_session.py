@@ -1,0 +1,211 @@
+"""Opens Ray: the cluster that RAY_ADDRESS names, else a fresh Ray of our own on this machine, closed again whatever happens.
+
+Never `address="auto"`: on a head that runs several Rays it picks a stranger's, and can hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_SESSION_PREFIX = "slotgrid-ray-"
+_LONGEST_SESSION_ROOT = (
+    40  # characters; Ray's sockets lie 60 characters below it and the kernel's limit for a socket path is 107
+)
+_OBJECT_STORE_BYTES = 256 * 1024**2  # data travel through files; only task arguments and results pass through Ray
+
+_QUIET_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is what every ray.train.report would wait for
+    # Trials beyond the free devices wait for them; by default the controller gives up after 60 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Read by the drivers, the controllers and the workers."""
+
+_HEAD_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is KeyboardInterrupt here
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read again
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # tasks cancelled after the first error
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # raylet messages: they would break the progress display, and the attempts' logs say more
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the paths a user gave may be relative
+}
+"""Read by this process, where Tune runs."""
+
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "SLOTGRID_OFFLINE", "SLOTGRID_DEBUG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What the Ray that was opened has to give."""
+
+    address: str
+    local: bool  # our own Ray on this machine, gone when the session ends
+    cpus: float
+    gpus: float
+    nodes: int
+
+    def describe(self) -> str:
+        """One line for people: "this machine: 2 CPUs"."""
+        place = "this machine" if self.local else f"the Ray cluster at {self.address} ({self.nodes} nodes)"
+        return f"{place}: {self.cpus:g} CPUs" + (f", {self.gpus:g} GPUs" if self.gpus else "")
+
+
+def usable_cpus() -> int:
+    """The CPUs this process may really use: its affinity, cut by the container's quota (cgroup v2 or v1), at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(count, int(quota))) if quota else count
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """The CPU quota of a container in CPUs; None where there is none."""
+    v2, v1_quota, v1_period = root / "cpu.max", root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"
+    if v2.is_file():
+        quota, period = v2.read_text().split()
+    elif v1_quota.is_file() and v1_period.is_file():
+        quota, period = v1_quota.read_text().strip(), v1_period.read_text().strip()
+    else:
+        return None
+    return None if quota in ("max", "-1") else float(quota) / float(period)
+
+
+def worker_environment(*, use_gpu: bool) -> dict[str, str]:
+    """The environment of every Ray process: quiet, one thread each where there is no GPU, the user's hub settings."""
+    environment = dict(_QUIET_ENVIRONMENT)
+    if not use_gpu:
+        # Several processes with several threads each spin against each other on few cores: up to 10x slower.
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+@contextmanager
+def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
+    """Open Ray for the block: attach to RAY_ADDRESS if it is set, else start our own; shut down or detach at the end.
+
+    Raises ValueError when RAY_ADDRESS names a cluster that does not answer.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    local = address in ("", "local")
+    environment = worker_environment(use_gpu=use_gpu)
+    if local:
+        environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor per trial, and nobody preempts our own Ray
+    with _environment(_HEAD_ENVIRONMENT | environment):
+        import ray
+
+        session = _new_session_folder() if local else None
+        try:
+            if session is not None:
+                _start_local(session)
+            else:
+                _attach(address, environment)
+            yield _describe_cluster("local" if local else address, local=local)
+        finally:
+            ray.shutdown()
+            if session is not None:
+                shutil.rmtree(session, ignore_errors=True)
+
+
+def _start_local(session: Path) -> None:
+    """Start a Ray of our own on the loopback interface; its processes inherit this process's environment."""
+    import ray
+
+    # Processes of a fresh local Ray inherit the environment, so no runtime_env is needed: it would cost every worker an agent's round trip.
+    package_root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(
+        dict.fromkeys([package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+    )
+    with _environment({"PYTHONPATH": path}):
+        ray.init(
+            address="local",
+            num_cpus=usable_cpus(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(session),
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def _attach(address: str, environment: Mapping[str, str]) -> None:
+    """Join the cluster at `address`."""
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": dict(environment)},
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(
+            f"RAY_ADDRESS={address}: no Ray answers there ({str(error).splitlines()[0]}); unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def _describe_cluster(address: str, *, local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    return Cluster(
+        address=address,
+        local=local,
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        nodes=sum(node["Alive"] for node in ray.nodes()),
+    )
+
+
+def _new_session_folder() -> Path:
+    """A fresh folder with a short path for Ray's sockets and logs; those that killed runs of this user left are removed."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > _LONGEST_SESSION_ROOT and sys.platform != "win32":
+        root = Path("/tmp")
+    for left_over in root.glob(f"{_SESSION_PREFIX}*-*"):
+        owner = left_over.name.removeprefix(_SESSION_PREFIX).split("-")[0]
+        if owner.isdigit() and left_over.stat().st_uid == os.getuid() and not _is_alive(int(owner)):
+            shutil.rmtree(left_over, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=root))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

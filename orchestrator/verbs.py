@@ -1,0 +1,205 @@
+"""What the verbs of an experiment's command line do: each takes a `Request` and returns the exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from model.configs import TrialConfig
+from orchestrator.experiment import Experiment
+from orchestrator.identity import read_document
+from orchestrator.layout import RunFolder, Store
+from orchestrator.ledger import LeaseHeldError, TrialState, read_holder, read_states
+from orchestrator.plan import Plan, make_plan, plan_to_json, print_plan, trials_table, write_plan
+from orchestrator.scales import Scale
+
+EXIT_DONE, EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One command line, understood."""
+
+    experiment: Experiment
+    verb: str
+    scale: Scale
+    scale_line: str
+    store: Store
+    seeds: int
+    grid: list[TrialConfig]  # the whole declared grid
+    trials: list[TrialConfig]  # what --only leaves of it
+    tracking_uri: str | None
+    rerun_stale: bool
+    json: bool
+    again: tuple[str, ...]  # this command without its verb: what a next step is written with
+    console: Console
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder."""
+        return self.store.runs(self.experiment.name, self.scale.name)
+
+    def command(self, verb: str, *more: str) -> str:
+        """The command line for a next step, with the same options."""
+        return shlex.join([*self.again[:2], *([verb] if verb != "run" else []), *self.again[2:], *more])
+
+
+def _plan(request: Request) -> Plan:
+    return make_plan(
+        request.experiment,
+        request.scale,
+        request.trials,
+        request.store,
+        seeds=request.seeds,
+        rerun_stale=request.rerun_stale,
+    )
+
+
+def _say(request: Request, text: str) -> None:
+    request.console.print(escape(text), soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def run_verb(request: Request) -> int:
+    """Train and score every trial that is not done, then compare. Again: only what is missing or failed."""
+    _say(request, request.scale_line)
+    if holder := read_holder(request.run):
+        raise LeaseHeldError(
+            f"{request.run.lease}: another driver is at work here ({holder.describe()}); wait for it or stop it"
+        )
+    plan = _plan(request)
+    plan.check()
+    write_plan(plan)
+    from orchestrator.run import run_grid
+
+    try:
+        return run_grid(
+            request.experiment,
+            request.scale,
+            request.trials,
+            request.store,
+            tracking_uri=request.tracking_uri,
+            rerun_stale=request.rerun_stale,
+        )
+    finally:
+        if request.trials != request.grid:  # the run compared what --only named; the folder's report is about all of it
+            from orchestrator.report import write_report
+
+            write_report(request.experiment, request.scale, request.run, request.grid)
+
+
+def plan_verb(request: Request) -> int:
+    """Show what run would do. Nothing is started or written."""
+    plan = _plan(request)
+    if request.json:
+        _print_json(plan_to_json(plan))
+    else:
+        _say(request, request.scale_line)
+        print_plan(plan, request.console)
+    if plan.missing:
+        plan.check()
+    if plan.blocked:
+        _say(
+            request,
+            f"next: {request.command('run', '--rerun-stale')}  (sets the stale trials aside), or undo the change",
+        )
+    elif plan.to_run:
+        more = ("--rerun-stale",) if request.rerun_stale else ()
+        _say(request, f"next: {request.command('run', *more)}")
+    else:
+        _say(request, f"next: {request.command('report')}  (every trial is done)")
+    return EXIT_DONE
+
+
+def status_verb(request: Request) -> int:
+    """Show how far every trial is. Reads files only, also while another process runs the grid."""
+    holder = read_holder(request.run)
+    states = read_states(request.run, request.trials)
+    if request.json:
+        rows = plan_to_json(_plan(request))
+        _print_json({**rows, "driver": asdict(holder) if holder else None})
+        return EXIT_DONE
+    _say(request, request.scale_line)
+    phases = {state.id: phase for state in states if holder and (phase := _phase(state))}
+    request.console.print(trials_table(states, phases))
+    counts = Counter(state.state for state in states)
+    _say(request, f"{len(states)} trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    if holder:
+        _say(request, f"driven by {holder.describe()}; next: {request.command('status')}  (again, later)")
+    elif counts["done"] == len(states):
+        _say(request, f"next: {request.command('report')}")
+    else:
+        _say(request, f"nobody is at work; next: {request.command('run')}")
+    return EXIT_DONE
+
+
+_FRESH_S = 120.0
+
+
+def _phase(state: TrialState) -> str:
+    """What an unfinished trial is doing, by its `status.json`; empty when that is old."""
+    path = state.folder.status
+    if state.state == "done" or not path.is_file() or time.time() - path.stat().st_mtime > _FRESH_S:
+        return ""
+    status = read_document(path, "delete this file")
+    left = status.get("seconds_left")
+    return str(status.get("phase", "running")) + (
+        f", {left / 60:.0f} min left" if isinstance(left, int | float) else ""
+    )
+
+
+def report_verb(request: Request) -> int:
+    """Write the comparison of what is done so far. The whole grid is compared, whatever --only says."""
+    from orchestrator.report import compare, write_report
+
+    files = write_report(request.experiment, request.scale, request.run, request.grid)
+    comparison = compare(read_states(request.run, request.grid))
+    if request.json:
+        cells = [cell for _, row in comparison.rows for cell in row if cell.states]
+        _print_json(
+            {
+                "files": [str(path) for path in files],
+                "cells": [
+                    {
+                        "foundation": cell.foundation.name,
+                        "kind": cell.foundation.kind,
+                        "mode": cell.mode,
+                        "state": cell.state,
+                        "partial_f1": cell.mean,
+                        "seeds_done": len(cell.scores),
+                    }
+                    for cell in cells
+                ],
+            }
+        )
+        return EXIT_DONE
+    _say(request, request.scale_line)
+    table = Table("partial-match F1", *comparison.modes)
+    for label, row in comparison.rows:
+        table.add_row(label, *(cell.text for cell in row))
+    request.console.print(table)
+    _say(request, "written: " + ", ".join(str(path) for path in files))
+    done = all(state.state == "done" for state in read_states(request.run, request.grid))
+    _say(request, f"next: read {files[0]}" if done else f"next: {request.command('run')}  (not every trial is done)")
+    return EXIT_DONE
+
+
+VERBS: dict[str, Callable[[Request], int]] = {
+    "run": run_verb,
+    "plan": plan_verb,
+    "status": status_verb,
+    "report": report_verb,
+}

@@ -1,0 +1,47 @@
+"""Parts that several tests share: a small spoken corpus, its encoder states, and the paths a trial takes."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic corpus of 20 spoken examples."""
+    from data.callcentre.synthesize import SyntheticCorpusConfig, synthesize
+    from data.executors import SerialExecutor
+
+    root = tmp_path_factory.mktemp("corpus")
+    config = SyntheticCorpusConfig(train=10, validation=3, test=5, test_domain=2)
+    synthesize(root, config=config, executor=SerialExecutor(), on_progress=None)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trial_paths(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory):
+    """`TrialPaths` over that corpus with states of the (by name) random encoder; the output folder is each test's own."""
+    from data.encoder_states import AudioItem, write_encoder_states
+    from data.executors import SerialExecutor
+    from data.manifest import open_corpus
+    from model.configs import EncoderConfig
+    from model.encoder import encode_factory, state_key
+    from model.trial import TrialPaths
+    from model.whisper_weights import ensure_encoder_weights
+
+    folder = tmp_path_factory.mktemp("prepared")
+    encoder = EncoderConfig(name="whisper-base-random")
+    weights = ensure_encoder_weights(encoder.name, folder)
+    corpus = open_corpus(corpus_root)
+    key = state_key(encoder, weights.sha256)
+    write_encoder_states(
+        folder / "states",
+        key=key,
+        items=[
+            AudioItem(audio_sha256=e.example.audio_sha256, path=corpus.audio_path(e.example)) for e in corpus.examples
+        ],
+        build_encode=encode_factory(encoder, weights.path),
+        executor=SerialExecutor(),
+    )
+    return lambda output: TrialPaths(
+        corpus=corpus_root, encoder_states=folder / "states", encoder_key=key, output=output
+    )

@@ -1,0 +1,174 @@
+"""One trial in a plain process: it trains what it should, resumes bit for bit, and scores what it wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.atomic import iter_whole_lines
+from data.records import prediction_from_json
+from data.scoring import score
+from data.supervision import SupervisionConfig
+from model.checkpoints import newest_checkpoint
+from model.configs import AdapterConfig, Budget, CorpusRef, EvaluationConfig, Execution, OptimConfig, TrialConfig
+from model.foundations import FOUNDATIONS
+from model.speech_llm import build_speech_llm
+from model.trial import run_trial, score_checkpoint
+
+EXECUTION = Execution(checkpoint_every=2)
+
+
+def _config(**changes) -> TrialConfig:
+    fields = {
+        "foundation": FOUNDATIONS["tiny-hybrid"],
+        "supervision": SupervisionConfig(mode="hybrid", label_descriptions=False, value_form="spoken"),
+        "corpus": CorpusRef(name="synthetic-call-centre", fingerprint="test"),
+        "budget": Budget(steps=6, batch_size=4),
+        "adapter": AdapterConfig(hidden_width=64),
+        "optim": OptimConfig(precision="fp32", lora_learning_rate=1e-3),
+        "evaluation": EvaluationConfig(max_new_tokens_direct=8, max_new_tokens_think=12),
+    }
+    return TrialConfig(**{**fields, **changes})
+
+
+class Killed(Exception):
+    """Stands for whatever ends a trial from outside."""
+
+
+def _trained(output: Path) -> dict[str, torch.Tensor]:
+    newest = newest_checkpoint(output / "checkpoints")
+    assert newest is not None
+    return {name: value.clone() for name, value in load_file(newest / "trainable.safetensors").items()}
+
+
+def test_a_trial_trains_adapter_and_lora_and_writes_everything_down(trial_paths, tmp_path: Path) -> None:
+    config = _config()
+    outcome = run_trial(config, EXECUTION, trial_paths(tmp_path))
+    assert outcome is not None
+
+    rows = list(iter_whole_lines(tmp_path / "metrics.jsonl"))
+    assert rows[0]["step"] == 1 and rows[-1]["metrics"]["eval/partial_f1"] == outcome.scores["eval/partial_f1"]
+    assert json.loads((tmp_path / "status.json").read_text())["phase"] == "done"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    for mode in ("direct", "think"):
+        predictions = [prediction_from_json(row) for row in iter_whole_lines(tmp_path / f"predictions-{mode}.jsonl")]
+        assert {p.split for p in predictions} == {"validation", "test"}
+        assert (
+            score(p for p in predictions if p.split == "test").partial_f1 == outcome.scores[f"eval/{mode}/partial_f1"]
+        )
+
+    untrained = build_speech_llm(
+        config.foundation, encoder_width=512, adapter=config.adapter, lora=config.lora, precision="fp32", seed=0
+    ).trainable_parameters()
+    trained = _trained(tmp_path)
+    assert trained.keys() == untrained.keys()
+    assert all("lora_" in name or name.startswith("adapter.") for name in trained)
+    assert all(
+        not torch.equal(trained[name], untrained[name]) for name in trained if "lora_A" in name or "up.weight" in name
+    )
+
+
+def test_an_interrupted_trial_ends_with_the_same_bits(trial_paths, tmp_path: Path) -> None:
+    config = _config()
+    run_trial(config, EXECUTION, trial_paths(tmp_path / "whole"))
+
+    def kill_at_four(step: int) -> None:
+        if step == 4:
+            raise Killed
+
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(Killed):
+        run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"), on_checkpoint=kill_at_four)
+    run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"))
+
+    whole, cut = _trained(tmp_path / "whole"), _trained(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    for name in ("predictions-direct.jsonl", "predictions-think.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    steps = [row["step"] for row in iter_whole_lines(tmp_path / "cut" / "metrics.jsonl")]
+    assert steps == [row["step"] for row in iter_whole_lines(tmp_path / "whole" / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "uncommit", "flip"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(trial_paths, tmp_path: Path, damage: str) -> None:
+    config = _config(budget=Budget(steps=4, batch_size=4))
+    run_trial(config, EXECUTION, trial_paths(tmp_path))
+    before = _trained(tmp_path)
+    newest = tmp_path / "checkpoints" / "step-000004"
+    weights = newest / "trainable.safetensors"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "flip":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        (newest / "commit.json").unlink()
+    assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-000002"
+    run_trial(config, EXECUTION, trial_paths(tmp_path))
+    after = _trained(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "fp32"), (1, "bf16"), (2, "bf16")])
+def test_every_zero_stage_and_bf16_resume_bit_for_bit(
+    trial_paths, tmp_path: Path, zero_stage: int, precision: str
+) -> None:
+    """The GPU's settings on a CPU: master weights and moments live in DeepSpeed's optimizer there."""
+    config = _config(
+        optim=OptimConfig(precision=precision, lora_learning_rate=1e-3), budget=Budget(steps=4, batch_size=4)
+    )
+    execution = Execution(checkpoint_every=2, zero_stage=zero_stage)
+
+    def kill_at_two(step: int) -> None:
+        if step == 2:
+            raise Killed
+
+    run_trial(config, execution, trial_paths(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        run_trial(config, execution, trial_paths(tmp_path / "cut"), on_checkpoint=kill_at_two)
+    run_trial(config, execution, trial_paths(tmp_path / "cut"))
+    whole, cut = _trained(tmp_path / "whole"), _trained(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_micro_batches_add_up_to_the_big_batch(trial_paths, tmp_path: Path) -> None:
+    config = _config(budget=Budget(steps=2, batch_size=8))
+    run_trial(config, Execution(checkpoint_every=2), trial_paths(tmp_path / "one"))
+    run_trial(config, Execution(checkpoint_every=2, micro_batches=4), trial_paths(tmp_path / "four"))
+    one, four = _trained(tmp_path / "one"), _trained(tmp_path / "four")
+    assert all(torch.allclose(one[name], four[name], atol=1e-4) for name in one)
+    losses = [
+        next(iter(iter_whole_lines(tmp_path / run / "metrics.jsonl")))["metrics"]["train/loss"]
+        for run in ("one", "four")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_seed_decides_the_initial_weights() -> None:
+    def adapter(seed: int) -> torch.Tensor:
+        config = _config(seed=seed)
+        model = build_speech_llm(
+            config.foundation, encoder_width=512, adapter=config.adapter, lora=config.lora, precision="fp32", seed=seed
+        )
+        return torch.cat([p.flatten() for p in model.trainable_parameters().values()])
+
+    assert torch.equal(adapter(0), adapter(0))
+    assert not torch.equal(adapter(0), adapter(1))
+
+
+def test_an_untrained_model_scores_next_to_nothing(trial_paths, tmp_path: Path) -> None:
+    untrained = score_checkpoint(_config(), EXECUTION, trial_paths(tmp_path), mode="direct", trained=False)
+    assert untrained.partial_f1 < 0.05
+
+
+def test_changed_weights_of_a_packaged_foundation_are_refused(trial_paths, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    config = _config(foundation=replace(FOUNDATIONS["tiny-hybrid"], revision="0" * 64))
+    with pytest.raises(ValueError, match=r"model.safetensors: sha256 is .* pinned to 000000000000"):
+        run_trial(config, EXECUTION, trial_paths(tmp_path))
