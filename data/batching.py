@@ -6,7 +6,7 @@ compute logits for the last `target_columns` columns only, whatever its architec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from data.rendering import RenderedExample
 
 IGNORE = -100
 """The label of a position without loss (what torch's cross-entropy ignores)."""
+WINDOW = 16
+"""Batches that are cut from one sorted stretch of items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +95,28 @@ def collate(
     )
 
 
-def batch_indices(*, items: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """The global batch of one optimizer step (0-based) as (epoch, item index) pairs.
+def batch_indices(
+    *, items: int, length_of: Callable[[tuple[int, int]], int], batch_size: int, seed: int, step: int
+) -> list[tuple[int, int]]:
+    """The global batch of one optimizer step (0-based) as (epoch, item index) pairs; `length_of` gives a pair's length.
 
-    Epoch after epoch is a seeded permutation of the items, laid end to end and cut into batches, so any step can be computed alone: resuming
-    and changing the number of workers keep the sample order.
+    Epoch after epoch is a seeded permutation of the items, laid end to end and cut into windows of `WINDOW` batches. Within a window, items of
+    like length share a batch (less padding) and the batches are shuffled. Any step can be computed alone, so resuming and changing the
+    number of workers keep the sample order.
     """
-    first = step * batch_size
+    window, place = divmod(step, WINDOW)
+    pairs = _window_pairs(items, start=window * WINDOW * batch_size, count=WINDOW * batch_size, seed=seed)
+    pairs.sort(key=lambda pair: (length_of(pair), pair))
+    batch = int(np.random.default_rng([seed, 1, window]).permutation(WINDOW)[place])
+    return pairs[batch * batch_size : (batch + 1) * batch_size]
+
+
+def _window_pairs(items: int, *, start: int, count: int, seed: int) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
-    while len(pairs) < batch_size:
-        epoch, offset = divmod(first + len(pairs), items)
-        order = np.random.default_rng([seed, epoch]).permutation(items)
-        pairs += [(epoch, int(index)) for index in order[offset : offset + batch_size - len(pairs)]]
+    while len(pairs) < count:
+        epoch, offset = divmod(start + len(pairs), items)
+        order = np.random.default_rng([seed, 0, epoch]).permutation(items)
+        pairs += [(epoch, int(index)) for index in order[offset : offset + count - len(pairs)]]
     return pairs
 
 

@@ -43,17 +43,17 @@ _SWITCH = "{% if add_generation_prompt and enable_thinking is defined and not en
 
 
 def build_tokenizer(
-    word_counts: Mapping[str, int], kind: FoundationKind, *, pieces: int = 260, size: int = MAX_SIZE
+    word_counts: Mapping[str, int], kind: FoundationKind, *, min_count: int = 1, pieces: int = 260
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of one kind: the same vocabulary for every kind, a chat template for all but base.
 
-    `word_counts` holds lower-case words; the most frequent become whole tokens, the rest fall apart into at most `pieces` frequent
-    word pieces and single letters. Vocabulary size is at most `size`.
+    `word_counts` holds lower-case words; those counted at least `min_count` times become whole tokens, the most frequent first, as far as
+    `MAX_SIZE` tokens allow; the rest fall apart into at most `pieces` frequent word pieces and single letters.
     """
     fixed = [*SPECIAL, *TAGS, *JSON_SYNTAX, *MODE_TOKENS.values(), "\n", *MARKS, *OTHER_MARKS, *DIGITS, *LETTERS]
     fixed += [CONTINUED + letter for letter in LETTERS + "'"] + _frequent_pieces(word_counts, pieces)
-    words = [word for word, _ in sorted(word_counts.items(), key=lambda item: (-item[1], item[0]))]
-    vocabulary = list(dict.fromkeys([*fixed, *words]))[:size]
+    words = [word for word, n in sorted(word_counts.items(), key=lambda item: (-item[1], item[0])) if n >= min_count]
+    vocabulary = list(dict.fromkeys([*fixed, *words]))[:MAX_SIZE]
 
     tokenizer = Tokenizer(
         models.WordPiece(
@@ -80,8 +80,8 @@ def build_tokenizer(
 
 
 def count_words(text: str, counts: Counter[str]) -> None:
-    """Add the words of a text to `counts`."""
-    counts.update(re.findall(r"_?[a-z][a-z']*", text.lower()))
+    """Count each word of a text once."""
+    counts.update(set(re.findall(r"_?[a-z][a-z']*", text.lower())))
 
 
 def _frequent_pieces(word_counts: Mapping[str, int], count: int) -> list[str]:

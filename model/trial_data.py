@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.batching import Batch, batch_indices, collate, rank_share
+from data.batching import WINDOW, Batch, audio_token_count, batch_indices, collate, rank_share
 from data.encoder_states import StateKey, open_encoder_states
 from data.manifest import open_corpus
 from data.records import AnnotatedExample, InferenceMode, Split
@@ -36,6 +37,8 @@ class TrialData:
                 raise ValueError(
                     f"{encoder_states}: no encoder states for {annotated.example.audio}; run the experiment's `run` to prepare them"
                 )
+        # rendered once for their length, then once more for their batch, a window of batches later at most
+        self._rendered = lru_cache(maxsize=2 * WINDOW * config.budget.batch_size)(self._render_training)
 
     def micro_batches(self, step: int, *, rank: int, world: int, micro_batches: int) -> list[Batch]:
         """This worker's share of the global batch of one optimizer step.
@@ -45,11 +48,12 @@ class TrialData:
         """
         pairs = batch_indices(
             items=len(self.train) * len(self.config.inference_modes),
+            length_of=self._length,
             batch_size=self.config.budget.batch_size,
             seed=self.config.seed,
             step=step,
         )
-        rendered = {pair: self._render_training(pair) for pair in pairs}
+        rendered = {pair: self._rendered(pair) for pair in pairs}
         tokens = sum(len(rendered[pair][1].target) for pair in pairs)
         return [
             collate(
@@ -77,6 +81,13 @@ class TrialData:
 
     def _train_example(self, index: int) -> AnnotatedExample:
         return self.train[index // len(self.config.inference_modes)]
+
+    def _length(self, pair: tuple[int, int]) -> int:
+        """The columns a training item takes."""
+        rendered = self._rendered(pair)[1]
+        frames = self.states.frames(self._train_example(pair[1]).example.audio_sha256)
+        audio = audio_token_count(frames, self.config.adapter.stack_factor)
+        return len(rendered.prefix) + audio + len(rendered.suffix) + len(rendered.target)
 
     def _render_training(self, pair: tuple[int, int]) -> tuple[str, RenderedExample]:
         epoch, index = pair

@@ -62,8 +62,8 @@ class TrialProgress:
         return "  ".join(parts)
 
 
-def read_progress(folder: TrialFolder, now: float) -> TrialProgress:
-    """Read where a trial stands from the files of its latest attempt."""
+def read_progress(folder: TrialFolder, *, since: float, now: float) -> TrialProgress:
+    """Read where a trial stands from the files of its latest attempt; unless it is done, an attempt opened before `since` is history."""
     name, attempt = folder.path.name, folder.latest_attempt()
     if attempt is None or not (attempt.path / "attempt.json").exists():
         return TrialProgress(trial_id=name, phase="done" if folder.result.exists() else "")
@@ -71,6 +71,8 @@ def read_progress(folder: TrialFolder, now: float) -> TrialProgress:
     elapsed = _elapsed(record, now)
     if folder.result.exists():
         return TrialProgress(trial_id=name, phase="done", elapsed_s=elapsed)
+    if record.opened < since:
+        return TrialProgress(trial_id=name, phase="")
     if attempt.failure.exists():
         failure = json.loads(attempt.failure.read_text(encoding="utf-8"))
         reason = f"{failure['cause']}: {failure['message']}"
@@ -114,6 +116,7 @@ class GridProgress:
     def __init__(self, run: RunFolder, trial_ids: Sequence[str], console: Console, *, concurrent: int) -> None:
         """`trial_ids`: all of the grid, in its order; those done before count as done."""
         self._run, self._ids, self._console, self._concurrent = run, trial_ids, console, concurrent
+        self._since = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         # What ended before this run is no news.
@@ -130,7 +133,7 @@ class GridProgress:
 
     def _read(self) -> list[TrialProgress]:
         now = time.time()
-        return [read_progress(self._run.trial(name), now) for name in self._ids]
+        return [read_progress(self._run.trial(name), since=self._since, now=now) for name in self._ids]
 
     def _watch(self) -> None:
         if not self._console.is_terminal:

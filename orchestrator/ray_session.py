@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ _SESSION_PREFIX = "slotgrid-ray-"
 _LONGEST_SESSION_ROOT = (
     40  # characters; Ray's sockets lie 60 characters below it and the kernel's limit for a socket path is 107
 )
+_ANSWERS_WITHIN_S = 5.0
+_UNSET = "unset RAY_ADDRESS to run on this machine alone"
 _OBJECT_STORE_BYTES = 256 * 1024**2  # data travel through files; only task arguments and results pass through Ray
 
 _QUIET_ENVIRONMENT = {
@@ -145,7 +148,8 @@ def _start_local(session: Path) -> None:
 
 
 def _attach(address: str, environment: Mapping[str, str]) -> None:
-    """Join the cluster at `address`."""
+    """Join the cluster at `address` ("host:port")."""
+    _check_answers(address)
     import ray
 
     try:
@@ -156,20 +160,32 @@ def _attach(address: str, environment: Mapping[str, str]) -> None:
             runtime_env={"env_vars": dict(environment)},
         )
     except (ConnectionError, RuntimeError) as error:
-        raise ValueError(
-            f"RAY_ADDRESS={address}: no Ray answers there ({str(error).splitlines()[0]}); unset RAY_ADDRESS to run on this machine"
-        ) from error
+        raise ValueError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}; {_UNSET}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError when nobody listens at `address`: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise ValueError(f"RAY_ADDRESS={address}: give host:port of the cluster's head, e.g. 10.0.0.1:6379; {_UNSET}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWERS_WITHIN_S).close()
+    except OSError as error:
+        raise ValueError(f"RAY_ADDRESS={address}: no Ray answers there ({error}); {_UNSET}") from error
 
 
 def _describe_cluster(address: str, *, local: bool) -> Cluster:
     import ray
+    from ray._private.state import state
 
-    resources = ray.cluster_resources()
+    now = ray.cluster_resources()
+    # A cluster that scales by itself counts with what it can grow to: its GPUs come when trials wait for them.
+    grown = {} if local else state.get_max_resources_from_cluster_config() or {}
     return Cluster(
         address=address,
         local=local,
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
+        cpus=max(now.get("CPU", 0.0), float(grown.get("CPU", 0.0))),
+        gpus=max(now.get("GPU", 0.0), float(grown.get("GPU", 0.0))),
         nodes=sum(node["Alive"] for node in ray.nodes()),
     )
 

@@ -125,7 +125,7 @@ SMALL = Scale(
     foundations=_foundations("qwen3-0.6b"),
     corpus=SyntheticCorpusConfig.of_size(20_000),
     budget=Budget(steps=3_000, batch_size=32),
-    execution=Execution(checkpoint_every=250, use_gpu=True, micro_batches=4),
+    execution=Execution(checkpoint_every=250, use_gpu=True, zero_stage=1, micro_batches=4),
 )
 
 PAPER = Scale(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batching import IGNORE, audio_token_count, batch_indices, collate, rank_share
+from data.batching import IGNORE, WINDOW, audio_token_count, batch_indices, collate, rank_share
 from data.rendering import RenderedExample
 
 
@@ -15,30 +15,42 @@ def _item(name: str, prefix: int, frames: int, suffix: int, target: int) -> tupl
     return name, rendered, np.full((frames, 4), frames, dtype=np.float16)
 
 
-def test_every_epoch_visits_every_item_once_whatever_the_batch_size() -> None:
-    items, batch_size = 23, 5
-    pairs = [
-        pair for step in range(23) for pair in batch_indices(items=items, batch_size=batch_size, seed=3, step=step)
-    ]
-    for epoch in range(5):
-        assert sorted(index for e, index in pairs if e == epoch) == list(range(items))
-    orders = [[index for e, index in pairs if e == epoch] for epoch in range(2)]
-    assert orders[0] != orders[1]
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(5, 60, size=48)]
 
 
-def test_a_step_can_be_computed_alone() -> None:
-    assert batch_indices(items=50, batch_size=8, seed=1, step=40) == batch_indices(
-        items=50, batch_size=8, seed=1, step=40
+def _batch(step: int, *, seed: int = 3, batch_size: int = 6, lengths: list[int] = LENGTHS) -> list[tuple[int, int]]:
+    return batch_indices(
+        items=len(lengths), length_of=lambda pair: lengths[pair[1]], batch_size=batch_size, seed=seed, step=step
     )
-    assert batch_indices(items=50, batch_size=8, seed=1, step=40) != batch_indices(
-        items=50, batch_size=8, seed=2, step=40
+
+
+def _batches(steps: int, seed: int = 3) -> list[list[tuple[int, int]]]:
+    return [_batch(step, seed=seed) for step in range(steps)]
+
+
+def test_every_epoch_visits_every_item_once() -> None:
+    pairs = [pair for batch in _batches(2 * WINDOW) for pair in batch]  # 192 places: 4 epochs of 48
+    for epoch in range(4):
+        assert sorted(index for e, index in pairs if e == epoch) == list(range(len(LENGTHS)))
+
+
+def test_a_step_can_be_computed_alone_and_depends_on_the_seed() -> None:
+    assert _batch(29) == _batches(30)[29]
+    assert _batches(8) != _batches(8, seed=4)
+    assert len(_batch(0, batch_size=8, lengths=[3, 4, 5])) == 8
+
+
+def test_a_batch_holds_items_of_like_length() -> None:
+    spreads = [np.ptp([LENGTHS[index] for _, index in batch]) for batch in _batches(WINDOW)]
+    assert np.mean(spreads) < 0.3 * np.ptp(LENGTHS)
+    assert [min(LENGTHS[i] for _, i in batch) for batch in _batches(4)] != sorted(
+        min(LENGTHS[i] for _, i in b) for b in _batches(4)
     )
-    assert len(batch_indices(items=3, batch_size=8, seed=1, step=0)) == 8
 
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
 def test_workers_and_micro_batches_share_a_batch_without_loss(world: int, micro_batches: int) -> None:
-    pairs = batch_indices(items=100, batch_size=16, seed=0, step=7)
+    pairs = _batch(7, batch_size=16)
     shares = [rank_share(pairs, rank=rank, world=world, micro_batches=micro_batches) for rank in range(world)]
     assert all(len(share) == micro_batches for share in shares)
     assert sorted(pair for share in shares for micro in share for pair in micro) == sorted(pairs)

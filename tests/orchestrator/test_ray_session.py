@@ -1,0 +1,59 @@
+"""Opening Ray: our own by default, a named one only when it answers, never a stranger's; and the executor on top of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ray_executor import RayExecutor
+from orchestrator.ray_session import _cgroup_quota, open_ray, usable_cpus
+
+
+def test_a_containers_cpu_quota_is_respected(tmp_path: Path):
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "127.0.0.1"])
+def test_an_address_that_names_no_head_is_refused(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=r"host:port.*unset RAY_ADDRESS"), open_ray():
+        pass
+
+
+def test_a_dead_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match="no Ray answers there"), open_ray():
+        pass
+
+
+def test_our_own_ray_runs_tasks_one_thread_each_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+
+    def threads(task: int) -> tuple[int, str]:
+        return task * task, os.environ["OMP_NUM_THREADS"]
+
+    def fail(task: int) -> int:
+        if task == 3:
+            raise ValueError("manifest.jsonl: line 3: broken; mend it")
+        return task
+
+    with open_ray() as cluster:
+        assert cluster.local and cluster.cpus == usable_cpus()
+        import ray
+
+        session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        assert session.exists() and f"slotgrid-ray-{os.getpid()}-" in str(session)
+        executor = RayExecutor(in_flight=3)
+        assert sorted(executor.map_unordered(threads, range(8))) == [(n * n, "1") for n in range(8)]
+        with pytest.raises(ValueError, match=r"^manifest.jsonl: line 3: broken; mend it$"):
+            list(executor.map_unordered(fail, range(8)))
+        assert list(executor.map_unordered(fail, [])) == []
+    assert not session.exists()
+    assert not ray.is_initialized()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
