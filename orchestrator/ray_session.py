@@ -5,6 +5,7 @@ Never `address="auto"`: on a head that runs several Rays it picks a stranger's, 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -191,15 +192,16 @@ def _describe_cluster(address: str, *, local: bool) -> Cluster:
 
 
 def _new_session_folder() -> Path:
-    """A fresh folder with a short path for Ray's sockets and logs; those that killed runs of this user left are removed."""
+    """A fresh folder with a short path for Ray's sockets and logs; those that killed runs left are removed."""
     root = Path(tempfile.gettempdir())
     if len(str(root)) > _LONGEST_SESSION_ROOT and sys.platform != "win32":
         root = Path("/tmp")
-    for left_over in root.glob(f"{_SESSION_PREFIX}*-*"):
-        owner = left_over.name.removeprefix(_SESSION_PREFIX).split("-")[0]
-        if owner.isdigit() and left_over.stat().st_uid == os.getuid() and not _is_alive(int(owner)):
-            shutil.rmtree(left_over, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=root))
+    prefix = f"{_SESSION_PREFIX}{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]}-"  # containers may share /tmp
+    for left_over in root.glob(f"{prefix}*-*"):
+        owner = left_over.name.removeprefix(prefix).split("-")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(left_over, ignore_errors=True)  # another user's cannot be removed, nor need it
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
 
 
 def _is_alive(pid: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ray_executor import RayExecutor
-from orchestrator.ray_session import _cgroup_quota, open_ray, usable_cpus
+from orchestrator.ray_session import _cgroup_quota, _new_session_folder, open_ray, usable_cpus
 
 
 def test_a_containers_cpu_quota_is_respected(tmp_path: Path):
@@ -43,12 +43,15 @@ def test_our_own_ray_runs_tasks_one_thread_each_and_leaves_nothing(monkeypatch: 
             raise ValueError("manifest.jsonl: line 3: broken; mend it")
         return task
 
+    fresh = _new_session_folder()
+    killed = fresh.rename(str(fresh).replace(f"-{os.getpid()}-", "-999999999-"))  # left by a run whose process is gone
     with open_ray() as cluster:
+        assert not killed.exists()
         assert cluster.local and cluster.cpus == usable_cpus()
         import ray
 
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-        assert session.exists() and f"slotgrid-ray-{os.getpid()}-" in str(session)
+        assert session.exists() and "slotgrid-ray-" in str(session) and f"-{os.getpid()}-" in str(session)
         executor = RayExecutor(in_flight=3)
         assert sorted(executor.map_unordered(threads, range(8))) == [(n * n, "1") for n in range(8)]
         with pytest.raises(ValueError, match=r"^manifest.jsonl: line 3: broken; mend it$"):
