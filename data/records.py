@@ -13,9 +13,11 @@ from typing import Any, Literal
 SAMPLE_RATE = 16_000
 """Hz. Every waveform in slotgrid is mono at this rate (what Whisper takes)."""
 
-Split = Literal["train", "validation", "test", "test_domain"]
-"""`test` is the headline split (unseen utterances and speakers); `test_domain` holds the domain that training never sees."""
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_domain")
+Split = Literal["train", "validation", "test", "test_frame", "test_domain"]
+"""`test` is the headline split: unseen utterances and speakers, some unseen values. `test_frame` asks more: sentence patterns that training never
+sees. `test_domain` holds a domain that training never sees."""
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_frame", "test_domain")
+TEST_SPLITS: tuple[Split, ...] = ("test", "test_frame", "test_domain")
 
 InferenceMode = Literal["direct", "think"]
 """How a model is asked: answer at once, or write the reasoning trace first."""

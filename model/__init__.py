@@ -1,1 +1,1 @@
-"""The speechLLM: frozen Whisper encoder, speech adapter, foundation LLM with LoRA; training, checkpoints and generation. Knows neither Ray nor MLflow."""
+"""The speechLLM: frozen Whisper encoder, speech adapter, foundation LLM with LoRA; training, checkpoints, generation. Neither Ray nor MLflow here."""

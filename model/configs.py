@@ -123,7 +123,7 @@ class EvaluationConfig:
 
     max_new_tokens_direct: int = 128
     max_new_tokens_think: int = 512
-    splits: tuple[Split, ...] = ("validation", "test")
+    splits: tuple[Split, ...] = ("validation", "test", "test_frame")
 
     def max_new_tokens(self, mode: InferenceMode) -> int:
         """The token budget of one inference mode."""

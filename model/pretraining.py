@@ -1,7 +1,7 @@
 """Text documents -> a trained small Llama: the pretraining loop of the tiny foundations, plain torch on one core.
 
 A document is a run of segments; the loss is taken on the learned ones. A heard segment stands where the speechLLM will have audio
-embeddings: its words are repeated, lost and blurred, so that the foundation meets something like 6 embeddings a second of speech.
+embeddings: its words are drawn out and blurred, so that the foundation meets something like 6 embeddings a second of speech.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from data.supervision import AUDIO_MARKER
 
 CHUNK_BATCHES = 32
 """So many batches are cut from documents sorted by length: little padding, and still a random order of batches."""
@@ -96,23 +98,27 @@ def encode_document(document: Document, tokenizer: Any, rng: random.Random) -> E
     ids: list[int] = []
     learn: list[bool] = []
     blur: list[float] = []
+    silence = tokenizer.convert_tokens_to_ids(AUDIO_MARKER)
     for segment in document:
         tokens = tokenizer.backend_tokenizer.encode(segment.text, add_special_tokens=False).ids
         strength = 0.0
         if segment.heard and rng.random() < BLUR_SHARE:
             strength = rng.uniform(0.0, 0.8)
-            tokens = _stretched(tokens, len(tokenizer), rng)
+            tokens = _stretched(tokens, silence, len(tokenizer), rng)
         ids += tokens
         learn += [segment.learn] * len(tokens)
         blur += [strength] * len(tokens)
     return EncodedDocument(ids, learn, blur)
 
 
-def _stretched(tokens: Sequence[int], vocabulary: int, rng: random.Random) -> list[int]:
-    """Each token 1 to 3 times, sometimes a stray one in between: words last for some embeddings when they are spoken."""
+def _stretched(tokens: Sequence[int], silence: int, vocabulary: int, rng: random.Random) -> list[int]:
+    """Silence around each token, sometimes a stray token: a spoken word lasts for about 2 embeddings and is clear in one of them.
+
+    The word itself is not repeated: "two" said twice must stay apart from "two" said slowly.
+    """
     stretched: list[int] = []
     for token in tokens:
-        stretched += [token] * rng.choice((1, 1, 2, 2, 3))
+        stretched += [silence] * rng.choice((0, 0, 0, 1, 1, 2)) + [token] + [silence] * rng.choice((0, 0, 1))
         if rng.random() < 0.03:
             stretched.append(rng.randrange(vocabulary))
     return stretched

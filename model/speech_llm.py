@@ -76,7 +76,7 @@ def load_tokenizer(foundation: Foundation) -> Any:
     return tokenizer
 
 
-def load_foundation(foundation: Foundation, precision: Precision) -> nn.Module:
+def load_foundation(foundation: Foundation, precision: Precision) -> Any:
     """The foundation's causal LM, frozen, from safetensors only. Raises ValueError when packaged weights are not the pinned ones."""
     source, revision = _source(foundation)
     transformers_logging.disable_progress_bar()
@@ -86,20 +86,24 @@ def load_foundation(foundation: Foundation, precision: Precision) -> nn.Module:
         source, revision=revision, dtype=DTYPES[precision], trust_remote_code=False, use_safetensors=True
     )
     llm.requires_grad_(False)
-    return llm  # type: ignore[no-any-return]
+    return llm
 
 
 def build_speech_llm(
     foundation: Foundation,
     *,
-    encoder_width: int,
+    state_mean: torch.Tensor,
+    state_std: torch.Tensor,
     adapter: AdapterConfig,
     lora: LoRAConfig,
     precision: Precision,
     seed: int,
     gradient_checkpointing: bool = False,
 ) -> SpeechLLM:
-    """Load the foundation, add LoRA and a fresh adapter. The seed decides every initial weight of both."""
+    """Load the foundation, add LoRA and a fresh adapter. The seed decides every initial weight of both.
+
+    `state_mean` and `state_std` [W] are those of the encoder states to come (`model.trial_data.TrialData.state_statistics`).
+    """
     llm = load_foundation(foundation, precision)
     torch.manual_seed(seed)  # before LoRA and adapter: their initial weights are part of a seed's meaning
     peft_llm = get_peft_model(
@@ -116,10 +120,11 @@ def build_speech_llm(
     )
     if gradient_checkpointing:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    embedding = llm.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    embedding = llm.get_input_embeddings().weight
     speech_adapter = SpeechAdapter(
         adapter,
-        encoder_width=encoder_width,
+        state_mean=state_mean,
+        state_std=state_std,
         embedding_width=embedding.shape[1],
         embedding_rms=float(embedding.detach().float().square().mean().sqrt()),
     )

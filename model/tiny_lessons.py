@@ -6,6 +6,7 @@ The prompts are the ones the speechLLM will be trained on, with the transcript w
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from data.rendering import render_prompt
 from data.supervision import AUDIO_MARKER, SupervisionConfig, answer_json, supervise, trace_text
 from model.configs import FoundationKind
 from model.pretraining import Document, Segment
-from model.tiny_texts import Pool, invent_word, is_clean, iter_base_documents
+from model.tiny_texts import Pool, invent_word, is_clean, iter_base_documents, rename_labels
 from model.tiny_tokenizer import END
 
 Exchange = tuple[str, str, str]
@@ -28,6 +29,10 @@ SPEECH_REQUESTS = (
     "transcribe the call",
     "what do you hear",
 )
+RENAMING_SHARE = 0.5
+"""Share of slot exercises with other names for labels."""
+THINKING_SHARE = 0.45
+"""Of the hybrid kind's slot exercises."""
 PLAIN_SHARE = {"base": 1.0, "instruct": 0.12, "reasoning": 0.12, "hybrid": 0.12}
 """Share of plain base documents mixed in, against forgetting (all of the reasoning kind's knowledge of the domain)."""
 
@@ -47,7 +52,7 @@ def iter_documents(kind: FoundationKind, pool: Pool, tokenizer: Any, rng: random
 def _lesson(kind: FoundationKind, pool: Pool, tokenizer: Any, rng: random.Random) -> Document:
     """One chat exchange of the kind's own sort."""
     draw = rng.random()
-    mode: InferenceMode = "think" if kind == "hybrid" and rng.random() < 0.5 else "direct"
+    mode: InferenceMode = "think" if kind == "hybrid" and rng.random() < THINKING_SHARE else "direct"
     if kind == "reasoning" or (kind == "hybrid" and draw < 0.08):
         return _reasoning_lesson(kind, rng, tokenizer)
     utterance = pool.draw(rng)
@@ -91,7 +96,11 @@ def slot_lesson(
     answer = answer_json(supervised.reference)
     if mode == "think":
         answer = f"<think>\n{trace_text(utterance.trace)}\n</think>\n\n{answer}"
-    return chat_document(kind, supervised.prompt, utterance.transcript, answer, mode, tokenizer)
+    prompt = supervised.prompt
+    if rng.random() < RENAMING_SHARE:
+        for old, new in rename_labels(supervised.asked_labels, pool, rng).items():
+            prompt, answer = (re.sub(rf"\b{old}\b", new, text) for text in (prompt, answer))
+    return chat_document(kind, prompt, utterance.transcript, answer, mode, tokenizer)
 
 
 def speech_lesson(kind: FoundationKind, utterance: Utterance, rng: random.Random, tokenizer: Any) -> Document:

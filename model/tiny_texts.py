@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data.callcentre.dialogues import Utterance, build_ontology, held_out_values, iter_utterances, load_domains
+from data.callcentre.values import DIGIT_WORDS
 from data.records import Justification, Mention, Ontology, Trace, Turn
 from data.supervision import INSTRUCTIONS, MODE_TOKENS, answer_json, trace_text
 from model.pretraining import Document, Segment
@@ -23,6 +24,8 @@ CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "d", "k", "ck", "ll", "nd", "
 
 INVENTED_SHARE = 0.35
 """Share of utterances whose names and listed values give way to other words: copying must not depend on knowing the value."""
+RENAMED_SHARE = 0.5
+"""Share of labels that get another name, in the exercises that rename."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Pool:
     kinds: dict[str, str]
     nouns: dict[str, str]
     words: Sequence[str]
+    label_words: Sequence[str]
 
     def draw(self, rng: random.Random) -> Utterance:
         """One utterance, sometimes with other values."""
@@ -52,6 +56,7 @@ def build_pool(count: int, seed: int) -> Pool:
         kinds={label.name: label.kind for label in labels},
         nouns={label.name: label.noun for label in labels},
         words=words,
+        label_words=sorted({word for label in labels for word in label.name.split("_")}),
     )
 
 
@@ -65,6 +70,23 @@ def invent_word(rng: random.Random) -> str:
     """A pronounceable word that means nothing: 1 or 2 syllables."""
     syllables = rng.choice((1, 1, 2, 2, 2))
     return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(syllables))
+
+
+def rename_labels(labels: Sequence[str], pool: Pool, rng: random.Random) -> dict[str, str]:
+    """Other names for some labels, so that labels are copied from the prompt and unseen ones are understood by their last word.
+
+    Only labels whose last word is theirs alone get another name: what it asks for stays clear.
+    """
+    last_words = [label.rpartition("_")[2] for label in labels]
+    names: dict[str, str] = {}
+    for label, last in zip(labels, last_words, strict=True):
+        if last_words.count(last) == 1 and rng.random() < RENAMED_SHARE:
+            first = rng.choice((*pool.label_words, rng.choice(pool.words)))
+            noun = pool.nouns[label].replace(" ", "_")
+            name = rng.choice((f"{first}_{last}", f"{first}_{last}", f"{first}_{noun}", f"{noun}_{last}"))
+            if name not in labels and name not in names.values():
+                names[label] = name
+    return names
 
 
 def _with_other_values(utterance: Utterance, pool: Pool, rng: random.Random) -> Utterance:
@@ -160,7 +182,9 @@ def _fields_of_record(pool: Pool, u: Utterance, rng: random.Random) -> Document:
     others = [rng.choice(list(pool.kinds)) for _ in range(rng.randint(1, 4))]
     names = list(dict.fromkeys([slot.label for slot in u.slots] + others))
     rng.shuffle(names)
-    answer = answer_json(tuple((slot.label, slot.spoken) for slot in u.slots))
+    new = rename_labels(names, pool, rng)
+    names = [new.get(name, name) for name in names]
+    answer = answer_json(tuple((new.get(slot.label, slot.label), slot.spoken) for slot in u.slots))
     return _around_caller(f"fields: {', '.join(names)}\ncall: ", u.transcript, f"\nrecord: {answer}", rng)
 
 
@@ -182,7 +206,10 @@ def _summary(pool: Pool, u: Utterance, rng: random.Random) -> Document:
 
 
 def _word_list(pool: Pool, u: Utterance, rng: random.Random) -> Document:
-    """Words without sense, twice: nothing but copying helps."""
+    """Words without sense, or digits, twice: nothing but copying helps."""
+    if rng.random() < 0.4:
+        words = " ".join(rng.choice(list(DIGIT_WORDS)) for _ in range(rng.randint(3, 8)))
+        return (Segment("number: "), Segment(words, heard=True), Segment(f"\nagain: {words}", learn=True))
     count = rng.randint(3, 12)
     words = " ".join(invent_word(rng) if rng.random() < 0.4 else rng.choice(pool.words) for _ in range(count))
     return (Segment("words: "), Segment(words), Segment(f"\nagain: {words}", learn=True))

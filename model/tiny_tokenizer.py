@@ -80,8 +80,8 @@ def build_tokenizer(
 
 
 def count_words(text: str, counts: Counter[str]) -> None:
-    """Count each word of a text once."""
-    counts.update(set(re.findall(r"_?[a-z][a-z']*", text.lower())))
+    """Count each word of a text once, tags and special tokens left out."""
+    counts.update(set(re.findall(r"_?[a-z][a-z']*", re.sub(r"<[^<>]*>", " ", text.lower()))))
 
 
 def _frequent_pieces(word_counts: Mapping[str, int], count: int) -> list[str]:

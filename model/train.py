@@ -48,7 +48,9 @@ def build_engine(model: SpeechLLM, optim: OptimConfig, execution: Execution, *, 
     The learning rate is a function of the step alone and set by `training_steps`, so there is no scheduler state to lose.
     """
     if optim.precision == "bf16" and execution.zero_stage == 0:
-        raise ValueError("execution.zero_stage: 0 keeps no fp32 master weights that could be saved; use 1 or 2 with bf16")
+        raise ValueError(
+            "execution.zero_stage: 0 keeps no fp32 master weights that could be saved; use 1 or 2 with bf16"
+        )
     groups: dict[str, list[torch.nn.Parameter]] = {"adapter": [], "lora": []}
     for name, parameter in model.trainable_parameters().items():
         groups["adapter" if name.startswith("adapter.") else "lora"].append(parameter)

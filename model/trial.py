@@ -26,7 +26,7 @@ from model.configs import Execution, TrialConfig
 from model.generate import generate_predictions
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
 from model.train import build_engine, training_steps
-from model.trial_data import TrialData
+from model.trial_data import Hear, TrialData
 from model.trial_log import TrialLog
 
 LOG_EVERY = 10
@@ -71,7 +71,7 @@ def run_trial(
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data.states.key.width)
+    model = _build_model(config, execution, trial_data)
     engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
     checkpoint = newest_checkpoint(paths.output / "checkpoints")
     first_step = load_checkpoint(engine, checkpoint, rank=rank) if checkpoint else 0
@@ -115,7 +115,7 @@ def score_checkpoint(
     *,
     mode: InferenceMode,
     trained: bool = True,
-    hear: Any = None,
+    hear: Hear | None = None,
 ) -> Score:
     """Score the test split once more in this process: with the trial's last checkpoint or untrained, hearing the right audio or not.
 
@@ -124,7 +124,7 @@ def score_checkpoint(
     torch.set_num_threads(execution.cpus_per_worker)
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data.states.key.width)
+    model = _build_model(config, execution, trial_data)
     if trained:
         checkpoint = newest_checkpoint(paths.output / "checkpoints")
         if checkpoint is None:
@@ -192,9 +192,16 @@ def _outcome(config: TrialConfig, predictions: list[Prediction], seconds: dict[s
     test = {mode: scored("test", mode) for mode in config.inference_modes}
     validation = {mode: scored("validation", mode) for mode in config.inference_modes}
     headline = max(config.inference_modes, key=lambda mode: validation[mode].partial_f1)
+    harder = {
+        split: scored(split, headline) for split in config.evaluation.splits if split not in ("validation", "test")
+    }
     return TrialOutcome(
         headline_inference_mode=headline,
-        scores={"eval/partial_f1": test[headline].partial_f1, **_named(test)},
+        scores={
+            "eval/partial_f1": test[headline].partial_f1,
+            **_named(test),
+            **{f"{split}/partial_f1": s.partial_f1 for split, s in harder.items()},
+        },
         validation_scores={
             "validation/partial_f1": validation[headline].partial_f1,
             **_named(validation, "validation"),
@@ -222,10 +229,12 @@ def _open_data(config: TrialConfig, tokenizer: Any, paths: TrialPaths) -> TrialD
     )
 
 
-def _build_model(config: TrialConfig, execution: Execution, encoder_width: int) -> SpeechLLM:
+def _build_model(config: TrialConfig, execution: Execution, trial_data: TrialData) -> SpeechLLM:
+    mean, std = trial_data.state_statistics()
     return build_speech_llm(
         config.foundation,
-        encoder_width=encoder_width,
+        state_mean=torch.from_numpy(mean),
+        state_std=torch.from_numpy(std),
         adapter=config.adapter,
         lora=config.lora,
         precision=config.optim.precision,

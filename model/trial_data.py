@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.batching import WINDOW, Batch, audio_token_count, batch_indices, collate, rank_share
 from data.encoder_states import StateKey, open_encoder_states
@@ -14,6 +17,9 @@ from data.rendering import RenderedExample, render
 from data.supervision import SupervisedExample, inference_mode, supervise
 from model.configs import TrialConfig
 from model.generate import Item
+
+STATISTICS_EXAMPLES = 256
+Hear = Callable[[int, int], int]
 
 
 class TrialData:
@@ -39,6 +45,13 @@ class TrialData:
                 )
         # rendered once for their length, then once more for their batch, a window of batches later at most
         self._rendered = lru_cache(maxsize=2 * WINDOW * config.budget.batch_size)(self._render_training)
+
+    def state_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the encoder states, fp32 [W] each, over the first `STATISTICS_EXAMPLES` of the train split."""
+        frames = np.concatenate([self._states(annotated) for annotated in self.train[:STATISTICS_EXAMPLES]]).astype(
+            np.float64
+        )
+        return frames.mean(axis=0).astype(np.float32), np.maximum(frames.std(axis=0), 1e-3).astype(np.float32)
 
     def micro_batches(self, step: int, *, rank: int, world: int, micro_batches: int) -> list[Batch]:
         """This worker's share of the global batch of one optimizer step.
@@ -66,16 +79,16 @@ class TrialData:
             for share in rank_share(pairs, rank=rank, world=world, micro_batches=micro_batches)
         ]
 
-    def evaluation_items(self, split: Split, mode: InferenceMode, *, hear: Any = None) -> list[Item]:
+    def evaluation_items(self, split: Split, mode: InferenceMode, *, hear: Hear | None = None) -> list[Item]:
         """Every example of a split, asked in one mode. The draw is named "evaluation": the same questions for every trial and seed.
 
-        `hear` (tests whether a model listens) maps an example's position to the position whose audio it gets.
+        `hear` (a control: does a model listen?) maps (position, number of examples) to the position whose audio an example gets.
         """
         examples = self.corpus.split(split)
         items = []
         for position, annotated in enumerate(examples):
             supervised = self._supervise(annotated, mode, "evaluation")
-            heard = examples[hear(position)] if hear else annotated
+            heard = examples[hear(position, len(examples))] if hear else annotated
             items.append((supervised, self._render(supervised), self._states(heard)))
         return items
 

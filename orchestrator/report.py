@@ -172,9 +172,10 @@ def _markdown(
     yield f"\n{_best_line(comparison)}"
     yield f"\n![partial-match F1 per kind and mode]({run.heatmap.name})"
     yield "\n## Trials\n"
-    yield "Rates of the headline inference mode, on the test split.\n"
+    yield "Rates of the headline inference mode, on the test split; the last column is partial F1 on sentence patterns never trained.\n"
     yield from _table(
-        ["trial", "state", "asked", "partial F1", *(n.replace("_", " ") for n in _DETAILS)], map(_detail_row, states)
+        ["trial", "state", "asked", "partial F1", *(n.replace("_", " ") for n in _DETAILS), "unseen patterns"],
+        map(_detail_row, states),
     )
     if failed := [state for state in states if state.state == "failed"]:
         yield "\n## Failed\n"
@@ -202,9 +203,9 @@ def _best_line(comparison: Comparison) -> str:
 
 def _detail_row(state: TrialState) -> list[str]:
     if state.result is None:
-        return [state.id, state.state, *["-"] * (2 + len(_DETAILS))]
+        return [state.id, state.state, *["-"] * (3 + len(_DETAILS))]
     mode, scores = state.result.headline_inference_mode, state.result.scores
-    rates = [scores.get(f"eval/{mode}/{name}") for name in _DETAILS]
+    rates = [*(scores.get(f"eval/{mode}/{name}") for name in _DETAILS), scores.get("test_frame/partial_f1")]
     return [
         state.id,
         "done",

@@ -86,7 +86,7 @@ def _foundations(*names: str) -> tuple[Foundation, ...]:
     return tuple(FOUNDATIONS[name] for name in names)
 
 
-_TINY_OPTIM = OptimConfig(lora_learning_rate=2e-3, adapter_learning_rate=2e-3, precision="fp32")
+_TINY_OPTIM = OptimConfig(lora_learning_rate=2e-3, adapter_learning_rate=1e-3, precision="fp32")
 _TINY_ADAPTER = AdapterConfig(hidden_width=512)
 
 SMOKE = Scale(
@@ -95,7 +95,7 @@ SMOKE = Scale(
     foundations=_foundations("tiny-instruct", "tiny-hybrid"),
     modes=("regular", "hybrid"),
     only_cells=frozenset({("tiny-instruct", "regular"), ("tiny-hybrid", "hybrid")}),
-    corpus=SyntheticCorpusConfig(train=40, validation=6, test=10, test_domain=4),
+    corpus=SyntheticCorpusConfig(train=40, validation=6, test=10, test_frame=4, test_domain=2),
     label_descriptions=False,
     value_form="spoken",
     budget=Budget(steps=12, batch_size=4),
@@ -109,13 +109,13 @@ TINY = Scale(
     name="tiny",
     summary="the full 4 kinds x 3 modes on a laptop: real speech, the real encoder, our own small foundations",
     foundations=_foundations("tiny-base", "tiny-instruct", "tiny-reasoning", "tiny-hybrid"),
-    corpus=SyntheticCorpusConfig(train=3_000, validation=100, test=300, test_domain=60),
+    corpus=SyntheticCorpusConfig(train=3_000, validation=100, test=240, test_frame=80, test_domain=40),
     label_descriptions=False,
     value_form="spoken",
-    budget=Budget(steps=600, batch_size=16),
+    budget=Budget(steps=400, batch_size=16),
     adapter=_TINY_ADAPTER,
     optim=_TINY_OPTIM,
-    evaluation=EvaluationConfig(max_new_tokens_direct=48, max_new_tokens_think=160),
+    evaluation=EvaluationConfig(max_new_tokens_direct=64, max_new_tokens_think=208),
     execution=Execution(checkpoint_every=200),
 )
 

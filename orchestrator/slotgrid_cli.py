@@ -1,4 +1,4 @@
-"""The console script `slotgrid`: work on data outside any experiment. So far `slotgrid data synthesize`.
+"""The console script `slotgrid`: work outside any experiment file: `slotgrid data synthesize`, `slotgrid listening`.
 
 Exit codes as for experiments: 0 done, 2 a usage or data error told in one line, 3 interrupted with the command that resumes.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data.records import SPLITS
 from orchestrator.cli import OneLineParser, report_error
 from orchestrator.verbs import EXIT_DONE, EXIT_INTERRUPTED
 
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="slotgrid", description="Work on slotgrid's data.", allow_abbrev=False)
-    areas = parser.add_subparsers(required=True, metavar="data", parser_class=OneLineParser)
+    parser = OneLineParser(prog="slotgrid", description="Work on slotgrid's data and runs.", allow_abbrev=False)
+    areas = parser.add_subparsers(required=True, metavar="data|listening", parser_class=OneLineParser)
     data = areas.add_parser("data", help="corpora", allow_abbrev=False)
     verbs = data.add_subparsers(required=True, metavar="synthesize", parser_class=OneLineParser)
     synthesize = verbs.add_parser(
@@ -45,12 +46,21 @@ def _parser() -> OneLineParser:
         allow_abbrev=False,
     )
     synthesize.add_argument(
-        "--examples", type=int, required=True, metavar="N", help="over all splits, 80/5/10/5 percent"
+        "--examples", type=int, required=True, metavar="N", help="over all splits, 80/5/8/4/3 percent"
     )
     synthesize.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
     synthesize.add_argument("--seed", type=int, default=0, help="another seed is another corpus (default: 0)")
     synthesize.add_argument("--workers", type=int, metavar="K", help="processes (default: one per core)")
     synthesize.set_defaults(act=synthesize_corpus)
+    listening = areas.add_parser(
+        "listening",
+        help="does the best trial of a run listen, or guess from the prompt?",
+        description="Score a finished trial once more untrained, and with the audio of the test utterances shuffled.",
+        allow_abbrev=False,
+    )
+    listening.add_argument("run", type=Path, metavar="RUN", help="a run folder, e.g. runs/grid-tiny")
+    listening.add_argument("--trial", metavar="ID", help="which trial (default: the one with the best score)")
+    listening.set_defaults(act=show_listening)
     return parser
 
 
@@ -83,11 +93,29 @@ def synthesize_corpus(options: argparse.Namespace) -> int:
         )
         progress.update(task, completed=config.examples)
     seconds = sum(row.example.duration_s for row in corpus.examples)
-    splits = ", ".join(f"{config.count(split)} {split}" for split in ("train", "validation", "test", "test_domain"))
+    splits = ", ".join(f"{config.count(split)} {split}" for split in SPLITS)
     lines = (
         f"{len(corpus.examples)} examples ({splits}), {seconds / 3600:.2f} h of speech, fingerprint {corpus.fingerprint[:12]}",
         f"next: look at {options.out / 'manifest.jsonl'}, listen to {options.out / 'audio'}; "
         "experiments make the corpus of their scale by themselves",
+    )
+    for line in lines:
+        console.print(escape(line), soft_wrap=True)
+    return EXIT_DONE
+
+
+def show_listening(options: argparse.Namespace) -> int:
+    """`slotgrid listening`: a trial's test score beside its two controls."""
+    from orchestrator.listening import check_listening
+
+    console = Console(highlight=False)
+    with console.status("scoring the controls"):
+        listening = check_listening(options.run, options.trial)
+    lines = (
+        f"{listening.trial_id}, partial F1 on test: {listening.trained:.3f}",
+        f"  untrained:      {listening.untrained:.3f}",
+        f"  audio shuffled: {listening.shuffled:.3f} ({listening.lost:.0%} of the score is gone)",
+        f"next: {options.run / 'report.md'} holds the comparison of all trials",
     )
     for line in lines:
         console.print(escape(line), soft_wrap=True)

@@ -12,7 +12,7 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data.executors import SerialExecutor
 
     root = tmp_path_factory.mktemp("corpus")
-    config = SyntheticCorpusConfig(train=10, validation=3, test=5, test_domain=2)
+    config = SyntheticCorpusConfig(train=10, validation=3, test=5, test_frame=2, test_domain=1)
     synthesize(root, config=config, executor=SerialExecutor(), on_progress=None)
     return root
 

@@ -1,7 +1,8 @@
 """Domains become caller turns: split, seed and number -> `Utterance` with transcript, gold slots, context and trace.
 
 Splits are apart by construction. A turn's core (without fillers, greetings and repairs) belongs to one split by its
-hash; held-out frames and values are drawn for `test` only; the held-out domain is all of `test_domain`.
+hash; held-out values are drawn for the test splits only, held-out frames are all of `test_frame`, the held-out domain is all
+of `test_domain`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from data.callcentre.wording import (
     fill_template,
     spoken_text,
 )
-from data.records import Justification, Mention, SlotValue, Split, Trace, Turn
+from data.records import TEST_SPLITS, Justification, Mention, SlotValue, Split, Trace, Turn
 
 __all__ = [
     "GENERATOR_VERSION",
@@ -40,9 +41,8 @@ __all__ = [
 GENERATOR_VERSION: int = 1
 """Raised whenever the same seed gives other utterances: a corpus made by another version is another corpus."""
 
-HELD_OUT_FRAME_SHARE = 0.4
 HELD_OUT_VALUE_SHARE = 0.25
-"""Of the test split."""
+"""Of the test splits."""
 
 ANSWER_SHARE = 0.3
 STATEMENT_SHARE = {"request": 0.06, "answer": 0.4}
@@ -89,11 +89,11 @@ def iter_utterances(split: Split, count: int, seed: int) -> Iterator[Utterance]:
         yield utterance
 
 
-def split_of_core(core: str, in_training_domain: bool) -> Split:
+def split_of_core(core: str, frame: Frame, domain: Domain) -> Split:
     """The one split whose turns may have this core: train 7 in 10, validation 1 in 10, a test split 2 in 10."""
     bucket = stable_hash(f"split/{core}") % 10
     if bucket < 2:
-        return "test" if in_training_domain else "test_domain"
+        return "test_domain" if domain.held_out else "test_frame" if frame.held_out else "test"
     return "validation" if bucket == 2 else "train"
 
 
@@ -161,9 +161,9 @@ def _draw_utterance(rng: random.Random, split: Split, name: str) -> Utterance | 
     """One draw; None when it does not fit the split (its core is another one's, no value to hold out, too long)."""
     shared = load_shared()
     domain = rng.choice([domain for domain in load_domains() if domain.held_out == (split == "test_domain")])
-    choice = _choose(domain, split == "test" and rng.random() < HELD_OUT_FRAME_SHARE, rng)
+    choice = _choose(domain, split == "test_frame", rng)
     special = None
-    if split in ("test", "test_domain") and rng.random() < HELD_OUT_VALUE_SHARE:
+    if split in TEST_SPLITS and rng.random() < HELD_OUT_VALUE_SHARE:
         eligible = [label for label in choice.labels if _can_hold_out(domain.labels[label])]
         if not eligible:
             return None
@@ -173,7 +173,7 @@ def _draw_utterance(rng: random.Random, split: Split, name: str) -> Utterance | 
         return None
     asked = choice.labels[0] if choice.frame.kind == "answer" else None
     pieces = _word_turn(choice, values, domain, asked)
-    if split_of_core(core_text(pieces), not domain.held_out) != split:
+    if split_of_core(core_text(pieces), choice.frame, domain) != split:
         return None
     if rng.random() < REPAIR_SHARE:
         at = rng.choice([index for index, piece in enumerate(pieces) if piece.role == "value"])

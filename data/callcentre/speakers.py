@@ -14,7 +14,7 @@ import numpy.typing as npt
 import soxr
 from scipy import signal
 
-from data.records import SAMPLE_RATE, Split
+from data.records import SAMPLE_RATE, TEST_SPLITS, Split
 
 Waveform = npt.NDArray[np.float32]
 Noise = Literal["white", "pink", "hum", "babble"]
@@ -103,7 +103,7 @@ TEST_SPEAKERS: tuple[SpeakerSetting, ...] = (
 
 def speakers_of(split: Split) -> tuple[SpeakerSetting, ...]:
     """The speakers that a split may hear."""
-    return TEST_SPEAKERS if split in ("test", "test_domain") else TRAIN_SPEAKERS
+    return TEST_SPEAKERS if split in TEST_SPLITS else TRAIN_SPEAKERS
 
 
 def choose_speaker(split: Split, index: int, seed: int) -> SpeakerSetting:

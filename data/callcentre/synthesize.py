@@ -23,7 +23,7 @@ from data.callcentre.dialogues import GENERATOR_VERSION, Utterance, build_ontolo
 from data.executors import Executor
 from data.manifest import CORPUS_FILE, Corpus, CorpusError, open_corpus, write_corpus
 from data.manifest_rows import HELD_OUT
-from data.records import SAMPLE_RATE, SPLITS, AnnotatedExample, Example, Split, to_json
+from data.records import SAMPLE_RATE, SPLITS, TEST_SPLITS, AnnotatedExample, Example, Split, to_json
 
 VOICE_VERSION = 1
 """Raise it when voices, speakers or their effects change: the corpora made before are other corpora."""
@@ -44,7 +44,8 @@ class SyntheticCorpusConfig:
     train: int
     validation: int
     test: int
-    test_domain: int
+    test_frame: int = 0
+    test_domain: int = 0
     seed: int = 0
     voice: str = "hibari"  # the voice inside the package; "hibari:<name>" downloads another one
 
@@ -59,13 +60,20 @@ class SyntheticCorpusConfig:
 
     @classmethod
     def of_size(cls, examples: int, seed: int = 0) -> SyntheticCorpusConfig:
-        """80 % train, 5 % validation, 10 % test, 5 % test_domain, at least one of each. ValueError below 4 examples."""
+        """80 % train, 5 % validation, 8 % test, 4 % test_frame, 3 % test_domain, at least one of each. ValueError below 5 examples."""
         if examples < len(SPLITS):
             raise ValueError(f"examples is {examples}; a corpus needs at least {len(SPLITS)}, one for each split")
-        validation = test_domain = max(1, round(examples * 0.05))
-        test = max(1, round(examples * 0.10))
-        train = examples - validation - test - test_domain
-        return cls(train=train, validation=validation, test=test, test_domain=test_domain, seed=seed)
+        validation = max(1, round(examples * 0.05))
+        test, test_frame, test_domain = (max(1, round(examples * share)) for share in (0.08, 0.04, 0.03))
+        train = examples - validation - test - test_frame - test_domain
+        return cls(
+            train=train,
+            validation=validation,
+            test=test,
+            test_frame=test_frame,
+            test_domain=test_domain,
+            seed=seed,
+        )
 
     def count(self, split: Split) -> int:
         """How many examples a split has."""
@@ -212,7 +220,7 @@ def _iter_tasks(
 
 def _example(utterance: Utterance, *, audio_sha256: str, duration_s: float, speaker: str) -> Example:
     """The manifest row of a voiced utterance."""
-    held_out = {*utterance.held_out, *(("speaker",) if utterance.split in ("test", "test_domain") else ())}
+    held_out = {*utterance.held_out, *(("speaker",) if utterance.split in TEST_SPLITS else ())}
     return Example(
         id=utterance.id,
         split=utterance.split,

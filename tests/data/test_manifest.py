@@ -76,7 +76,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [item.example.id for item in corpus.split("train")] == ["call-1", "call-2"]
     assert corpus.ontology == ONTOLOGY and corpus.fingerprint == "f00"
     assert corpus.audio_path(row(1).example).read_bytes() == b"fLaC"
-    with pytest.raises(CorpusError, match="split 'dev' is unknown; use one of train, validation, test, test_domain"):
+    with pytest.raises(
+        CorpusError, match="split 'dev' is unknown; use one of train, validation, test, test_frame, test_domain"
+    ):
         corpus.split("dev")  # type: ignore[arg-type]
 
 

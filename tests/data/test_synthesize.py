@@ -18,9 +18,9 @@ from data.callcentre.synthesize import SyntheticCorpusConfig, synthesize
 from data.callcentre.voice import VOICE_RATE, check_voice, trim_silence
 from data.executors import ProcessExecutor, SerialExecutor
 from data.manifest import Corpus, open_corpus
-from data.records import SAMPLE_RATE, SPLITS
+from data.records import SAMPLE_RATE, SPLITS, TEST_SPLITS
 
-CONFIG = SyntheticCorpusConfig(train=5, validation=2, test=3, test_domain=2, seed=3)
+CONFIG = SyntheticCorpusConfig(train=5, validation=2, test=2, test_frame=1, test_domain=2, seed=3)
 CORPUS_FILES = ("manifest.jsonl", "ontology.json", "traces.jsonl", "corpus.json")
 
 
@@ -70,7 +70,7 @@ def test_examples_are_whole(corpus: Corpus) -> None:
 def test_only_the_test_splits_hear_the_test_speakers(corpus: Corpus) -> None:
     unseen = {speaker.id for speaker in TEST_SPEAKERS}
     for row in corpus.examples:
-        in_test = row.example.split in ("test", "test_domain")
+        in_test = row.example.split in TEST_SPLITS
         assert (row.example.speaker in unseen) == in_test == ("speaker" in row.example.held_out)
 
 
@@ -126,7 +126,7 @@ def test_another_corpus_in_the_folder_is_refused(corpus: Corpus, tmp_path: Path,
     if not finished:
         with pytest.raises(Killed):
             synthesize(root, config=CONFIG, executor=Backwards(dies_at=0))
-    other = SyntheticCorpusConfig(train=6, validation=2, test=3, test_domain=2, seed=3)
+    other = SyntheticCorpusConfig(train=6, validation=2, test=2, test_frame=1, test_domain=2, seed=3)
     with pytest.raises(ValueError, match=r"holds another corpus \(train 5 -> 6\); choose another folder, or delete"):
         synthesize(root, config=other, executor=SerialExecutor())
 
@@ -140,11 +140,11 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     config = SyntheticCorpusConfig.of_size(3000, seed=7)
-    assert (config.train, config.validation, config.test, config.test_domain) == (2400, 150, 300, 150)
-    assert [SyntheticCorpusConfig.of_size(n).examples for n in (4, 7, 10, 999)] == [4, 7, 10, 999]
+    assert [config.count(split) for split in SPLITS] == [2400, 150, 240, 120, 90]
+    assert [SyntheticCorpusConfig.of_size(n).examples for n in (5, 7, 10, 999)] == [5, 7, 10, 999]
     assert len({SyntheticCorpusConfig.of_size(8, seed).fingerprint() for seed in range(3)}) == 3
     with pytest.raises(ValueError, match="examples is 3; a corpus needs at least 4"):
-        SyntheticCorpusConfig.of_size(3)
+        SyntheticCorpusConfig.of_size(4)
     with pytest.raises(ValueError, match=r"SyntheticCorpusConfig\.test is -1"):
         SyntheticCorpusConfig(train=1, validation=0, test=-1, test_domain=0)
 

@@ -54,13 +54,19 @@ def test_a_trial_trains_adapter_and_lora_and_writes_everything_down(trial_paths,
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
     for mode in ("direct", "think"):
         predictions = [prediction_from_json(row) for row in iter_whole_lines(tmp_path / f"predictions-{mode}.jsonl")]
-        assert {p.split for p in predictions} == {"validation", "test"}
+        assert {p.split for p in predictions} == {"validation", "test", "test_frame"}
         assert (
             score(p for p in predictions if p.split == "test").partial_f1 == outcome.scores[f"eval/{mode}/partial_f1"]
         )
 
     untrained = build_speech_llm(
-        config.foundation, encoder_width=512, adapter=config.adapter, lora=config.lora, precision="fp32", seed=0
+        config.foundation,
+        state_mean=torch.zeros(512),
+        state_std=torch.ones(512),
+        adapter=config.adapter,
+        lora=config.lora,
+        precision="fp32",
+        seed=0,
     ).trainable_parameters()
     trained = _trained(tmp_path)
     assert trained.keys() == untrained.keys()
@@ -153,7 +159,13 @@ def test_a_seed_decides_the_initial_weights() -> None:
     def adapter(seed: int) -> torch.Tensor:
         config = _config(seed=seed)
         model = build_speech_llm(
-            config.foundation, encoder_width=512, adapter=config.adapter, lora=config.lora, precision="fp32", seed=seed
+            config.foundation,
+            state_mean=torch.zeros(512),
+            state_std=torch.ones(512),
+            adapter=config.adapter,
+            lora=config.lora,
+            precision="fp32",
+            seed=seed,
         )
         return torch.cat([p.flatten() for p in model.trainable_parameters().values()])
 

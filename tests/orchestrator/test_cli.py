@@ -187,7 +187,7 @@ def test_slotgrid_synthesizes_a_corpus_and_refuses_to_turn_it_into_another(
     command = ["data", "synthesize", "--out", str(tmp_path / "corpus"), "--workers", "1"]
     assert slotgrid([*command, "--examples", "6"]) == 0
     out = capsys.readouterr().out
-    assert "6 examples (3 train, 1 validation, 1 test, 1 test_domain)" in out and "next: " in out
+    assert "6 examples (2 train, 1 validation, 1 test, 1 test_frame, 1 test_domain)" in out and "next: " in out
     assert (tmp_path / "corpus" / "corpus.json").is_file()
     assert slotgrid([*command, "--examples", "7"]) == 2
     assert "holds another corpus" in capsys.readouterr().err
