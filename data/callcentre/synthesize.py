@@ -154,11 +154,12 @@ def _open_finished(root: Path, config: SyntheticCorpusConfig) -> Corpus | None:
     if (root / CORPUS_FILE).exists():
         try:
             corpus = open_corpus(root)
-        except CorpusError:
-            if not (root / MARKER_FILE).exists():
-                raise
-            corpus = None  # a damaged corpus of ours: the marker below says whether it may be mended
-        if corpus and corpus.fingerprint == config.fingerprint():
+        except CorpusError as error:
+            # Never mended in silence: somebody may have edited it on purpose.
+            raise CorpusError(
+                f"{error}; or delete {root / CORPUS_FILE} and run again: only what is damaged is voiced anew"
+            ) from error
+        if corpus.fingerprint == config.fingerprint():
             return corpus
     elif not (root / MARKER_FILE).exists():
         return None

@@ -17,7 +17,7 @@ from data.callcentre.speakers import TEST_SPEAKERS, TRAIN_SPEAKERS, apply_speake
 from data.callcentre.synthesize import SyntheticCorpusConfig, synthesize
 from data.callcentre.voice import VOICE_RATE, check_voice, trim_silence
 from data.executors import ProcessExecutor, SerialExecutor
-from data.manifest import Corpus, open_corpus
+from data.manifest import Corpus, CorpusError, open_corpus
 from data.records import SAMPLE_RATE, SPLITS, TEST_SPLITS
 
 CONFIG = SyntheticCorpusConfig(train=5, validation=2, test=2, test_frame=1, test_domain=2, seed=3)
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(corpus: Corpus, tmp_path: Path) 
     (tmp_path / "audio/test/.test-000000.flac.x1y2").write_bytes(b"half a file")
     progress: list[tuple[int, int]] = []
     synthesize(tmp_path, config=CONFIG, executor=Backwards(), on_progress=lambda *done: progress.append(done))
-    assert progress == [(2, 12), (5, 12), (7, 12), (12, 12)]
+    assert progress == [(2, 12), (3, 12), (5, 12), (7, 12), (12, 12)]
     assert contents(tmp_path) == contents(corpus.root)
     assert whole.stat().st_mtime_ns == kept[whole]
 
@@ -112,10 +112,14 @@ def test_a_finished_corpus_is_only_opened(corpus: Corpus) -> None:
     assert again == corpus == open_corpus(corpus.root)
 
 
-def test_a_damaged_corpus_is_mended(corpus: Corpus) -> None:
+def test_a_damaged_corpus_is_an_error_until_mending_is_asked_for(corpus: Corpus) -> None:
     before = contents(corpus.root)
-    corpus.audio_path(corpus.examples[1].example).unlink()
+    lost = corpus.audio_path(corpus.examples[1].example)
+    lost.unlink()
+    with pytest.raises(CorpusError, match=rf"{lost.name}.* delete .*corpus.json and run again"):
+        synthesize(corpus.root, config=CONFIG, executor=SerialExecutor())
     (corpus.root / "manifest.jsonl").write_text("{}\n")
+    (corpus.root / "corpus.json").unlink()
     assert synthesize(corpus.root, config=CONFIG, executor=SerialExecutor()) == corpus
     assert contents(corpus.root) == before
 
@@ -143,7 +147,7 @@ def test_sizes() -> None:
     assert [config.count(split) for split in SPLITS] == [2400, 150, 240, 120, 90]
     assert [SyntheticCorpusConfig.of_size(n).examples for n in (5, 7, 10, 999)] == [5, 7, 10, 999]
     assert len({SyntheticCorpusConfig.of_size(8, seed).fingerprint() for seed in range(3)}) == 3
-    with pytest.raises(ValueError, match="examples is 3; a corpus needs at least 4"):
+    with pytest.raises(ValueError, match="examples is 4; a corpus needs at least 5"):
         SyntheticCorpusConfig.of_size(4)
     with pytest.raises(ValueError, match=r"SyntheticCorpusConfig\.test is -1"):
         SyntheticCorpusConfig(train=1, validation=0, test=-1, test_domain=0)
