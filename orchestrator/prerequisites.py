@@ -77,12 +77,24 @@ def _encoder_states(scale: Scale, store: Store) -> Prerequisite:
     manifest = store.corpus(scale.corpus_ref) / "manifest.jsonl"
     if not (manifest.parent / "corpus.json").is_file():
         return Prerequisite(name=name, state="to make", detail=f"{scale.corpus.examples:,} audio files to encode")
-    with manifest.open(encoding="utf-8") as lines:
-        audio = {json.loads(line)["audio_sha256"] for line in lines}
+    audio = _manifest_audio(manifest)
     left = len(audio - _encoded_audio(scale.encoder, store))
     if not left:
         return Prerequisite(name=name, state="ready", detail=f"{len(audio):,} audio files")
     return Prerequisite(name=name, state="to make", detail=f"{left:,} of {len(audio):,} audio files to encode")
+
+
+def _manifest_audio(manifest: Path) -> set[str]:
+    """The audio hashes of a manifest; every other check is left to `data.manifest.open_corpus`, when the grid runs."""
+    audio = set()
+    with manifest.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                audio.add(json.loads(line)["audio_sha256"])
+            except (ValueError, KeyError, TypeError):
+                remedy = f"restore it, or delete {manifest.parent / 'corpus.json'} and run again"
+                raise ValueError(f"{manifest}, line {number}: is no manifest row; {remedy}") from None
+    return audio
 
 
 def _encoded_audio(encoder: EncoderConfig, store: Store) -> set[str]:

@@ -17,6 +17,7 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
+from data.callcentre.synthesize import open_finished
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
 from orchestrator.identity import fingerprint, trial_id, write_config
@@ -61,6 +62,9 @@ def run_grid(
                 mirror.finish("FINISHED")
             return _summarize(run, trials, mirror.uri, console)
         _check_disk(scale, to_run, store)
+        open_finished(
+            store.corpus(scale.corpus_ref), scale.corpus
+        )  # a damaged corpus is told now, not after Ray has started
         mirror.start()
         try:
             _train(scale, to_run, trials, run, store, lease, console)

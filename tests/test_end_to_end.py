@@ -153,6 +153,13 @@ def test_a_broken_manifest_row_names_file_line_and_remedy(unfinished: Path) -> N
     one_line_error(grid("--scale", "smoke", cwd=unfinished), "manifest.jsonl")
 
 
+def test_a_manifest_that_is_no_json_names_the_line(unfinished: Path) -> None:
+    manifest = corpus_of(unfinished) / "manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n")
+    one_line_error(grid("plan", "--scale", "smoke", cwd=unfinished), "manifest.jsonl, line 3")
+
+
 def test_a_missing_audio_file_is_named(unfinished: Path) -> None:
     audio = next((corpus_of(unfinished) / "audio").rglob("*.flac"))
     audio.unlink()

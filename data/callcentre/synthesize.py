@@ -115,7 +115,7 @@ def synthesize(
     executor, on one kind of CPU. Raises ValueError when the folder holds another corpus or the voice is not installed,
     OSError when the disk is full.
     """
-    if corpus := _open_finished(root, config):
+    if corpus := open_finished(root, config):
         return corpus
     from data.callcentre.voice import check_voice  # here, because it needs numpy
 
@@ -123,7 +123,7 @@ def synthesize(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
-            return _open_finished(root, config) or _write(
+            return open_finished(root, config) or _write(
                 root, config, executor, on_progress or (lambda done, total: None)
             )
     except OSError as error:
@@ -149,7 +149,7 @@ def voice_chunk(task: VoiceTask) -> list[dict[str, Any]]:
     return rows
 
 
-def _open_finished(root: Path, config: SyntheticCorpusConfig) -> Corpus | None:
+def open_finished(root: Path, config: SyntheticCorpusConfig) -> Corpus | None:
     """The corpus when it is finished, None when there is something to do. CorpusError when `root` is another corpus."""
     if (root / CORPUS_FILE).exists():
         try:
