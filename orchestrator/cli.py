@@ -86,7 +86,10 @@ def _parser(experiment: Experiment) -> OneLineParser:
     scales = "; ".join(f"{scale.name}: {scale.summary}" for scale in SCALES.values())
     parser.add_argument("--scale", default=AUTO, help=f"auto (default): what fits this machine; {scales}")
     parser.add_argument(
-        "--store", default=str(DEFAULT_STORE), metavar="PATH", help="folder of everything (default: ./runs)"
+        "--store",
+        default=os.environ.get("SLOTGRID_STORE", str(DEFAULT_STORE)),
+        metavar="PATH",
+        help="folder of everything (default: SLOTGRID_STORE, else ./runs)",
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database (default: one in the store)")
     only = f"only these cells; axes: {', '.join(AXES)}; several values of one axis are alternatives"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.answers import parse_answer
 from data.callcentre.dialogues import held_out_values, iter_utterances
+from data.records import SPLITS
 from data.rendering import render, render_prompt
 from data.supervision import AUDIO_MARKER, MODE_TOKENS, SupervisionConfig, answer_json, supervise
 from model.configs import FOUNDATION_KINDS
@@ -60,8 +61,8 @@ def test_the_shipped_folder_is_the_registered_foundation(kind):
 def test_the_shipped_tokenizer_restores_every_target(pool):
     tokenizer = shipped("instruct")
     config = SupervisionConfig(mode="hybrid", label_descriptions=False, value_form="spoken")
-    for split in ("train", "validation", "test", "test_domain"):
-        for utterance in iter_utterances(split, 250, seed=3):
+    for split in SPLITS:
+        for utterance in iter_utterances(split, 200, seed=3):
             for mode in ("direct", "think"):
                 target = supervise(annotated(utterance), pool.ontology, config, mode=mode, draw="x").target
                 ids = tokenizer(target)["input_ids"]

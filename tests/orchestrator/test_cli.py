@@ -191,3 +191,12 @@ def test_slotgrid_synthesizes_a_corpus_and_refuses_to_turn_it_into_another(
     assert (tmp_path / "corpus" / "corpus.json").is_file()
     assert slotgrid([*command, "--examples", "7"]) == 2
     assert "holds another corpus" in capsys.readouterr().err
+
+
+def test_the_store_can_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray submit` gives no options: the cluster file sets the shared store for every login shell."""
+    monkeypatch.setenv("SLOTGRID_STORE", str(tmp_path / "shared"))
+    assert main(GRID, ["plan", "--scale", "smoke"]) == 0
+    assert str(tmp_path / "shared" / "grid-smoke") in capsys.readouterr().out
