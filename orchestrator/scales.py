@@ -86,7 +86,7 @@ def _foundations(*names: str) -> tuple[Foundation, ...]:
     return tuple(FOUNDATIONS[name] for name in names)
 
 
-_TINY_OPTIM = OptimConfig(lora_learning_rate=2e-3, adapter_learning_rate=1e-3, precision="fp32")
+_TINY_OPTIM = OptimConfig(lora_learning_rate=1.5e-3, adapter_learning_rate=1e-3, precision="fp32")
 _TINY_ADAPTER = AdapterConfig(hidden_width=512)
 
 SMOKE = Scale(
@@ -112,11 +112,11 @@ TINY = Scale(
     corpus=SyntheticCorpusConfig(train=3_000, validation=100, test=240, test_frame=80, test_domain=40),
     label_descriptions=False,
     value_form="spoken",
-    budget=Budget(steps=400, batch_size=16),
+    budget=Budget(steps=450, batch_size=16),
     adapter=_TINY_ADAPTER,
     optim=_TINY_OPTIM,
     evaluation=EvaluationConfig(max_new_tokens_direct=64, max_new_tokens_think=208),
-    execution=Execution(checkpoint_every=200),
+    execution=Execution(checkpoint_every=150),
 )
 
 SMALL = Scale(
