@@ -298,7 +298,16 @@ def _finished_shards(folder: Path, known: Sequence[Shard]) -> list[Shard]:
     named = {shard.file for shard in known}
     sidecars = [path for path in sorted(folder.glob("*.json")) if path.name != MANIFEST]
     new = [path for path in sidecars if path.with_suffix(".arrow").name not in named]
-    return _sound_shards(folder, [_shard_from_json(json.loads(path.read_text(encoding="utf-8"))) for path in new])
+    return _sound_shards(folder, [shard for path in new if (shard := _read_sidecar(path)) is not None])
+
+
+def _read_sidecar(path: Path) -> Shard | None:
+    """A killed run's sidecar; None when it is damaged: its shard is then computed again."""
+    try:
+        return _shard_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s: cannot be read (%r); its shard is computed again", path, error)
+        return None
 
 
 def _remove_leftovers(folder: Path, shards: Sequence[Shard]) -> None:

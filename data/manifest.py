@@ -71,16 +71,15 @@ def open_corpus(root: Path) -> Corpus:
     path = root / CORPUS_FILE
     if not path.is_file():
         raise CorpusError(
-            f"{path}: is missing, so this is no finished corpus; "
-            "write it with `slotgrid data synthesize` or `slotgrid data import`"
+            f"{path}: is missing, so this is no finished corpus; write it with `slotgrid data synthesize`"
         )
     summary = read_object(path)
     for name in ("name", "fingerprint"):
         if not is_text(summary.get(name)):
             fail(path, None, name, "must be a non-empty string", "write the corpus again")
     corpus = _read_corpus(root, summary["name"], summary["fingerprint"])
-    for file in (MANIFEST_FILE, ONTOLOGY_FILE):
-        if summary.get("files", {}).get(file, _file_sha256(root / file)) != _file_sha256(root / file):
+    for file, expected in summary.get("files", {}).items():
+        if not (root / file).is_file() or _file_sha256(root / file) != expected:
             fail(root / file, None, None, f"changed since {CORPUS_FILE} was written", "restore it, or write it again")
     return corpus
 
@@ -115,7 +114,7 @@ def write_corpus(
         "splits": counts,
         "hours": round(sum(row.example.duration_s for row in examples) / 3600, 4),
         **details,
-        "files": {file: _file_sha256(root / file) for file in (MANIFEST_FILE, ONTOLOGY_FILE)},
+        "files": {file: _file_sha256(root / file) for file in (MANIFEST_FILE, ONTOLOGY_FILE, TRACES_FILE)},
     }
     write_json(root / CORPUS_FILE, summary)
     return corpus

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -112,10 +113,11 @@ def supervise(
         target = answer
     elif annotated.trace is None:
         raise ValueError(
-            f"example {example.id}: no reasoning trace, which {config.mode} supervision needs; run `slotgrid data annotate`"
+            f"example {example.id}: no reasoning trace, which {config.mode} supervision needs; add one to traces.jsonl"
         )
     else:
-        target = f"<thinking>{trace_text(annotated.trace)}</thinking><response>{answer}</response>"
+        written = {(slot.label, slot.spoken): getattr(slot, config.value_form) for slot in example.slots}
+        target = f"<thinking>{trace_text(annotated.trace, written)}</thinking><response>{answer}</response>"
     return SupervisedExample(
         example_id=example.id,
         mode=mode,
@@ -141,11 +143,18 @@ def answer_json(pairs: tuple[tuple[str, str], ...]) -> str:
     return json.dumps(answer, ensure_ascii=False)
 
 
-def trace_text(trace: Trace) -> str:
-    """The reasoning trace in the paper's three steps; the paper's only known example begins "I hea..."."""
+def trace_text(trace: Trace, written: Mapping[tuple[str, str], str] | None = None) -> str:
+    """The reasoning trace in the paper's three steps; the paper's only known example begins "I hea...".
+
+    Transcription and mentions are as heard; a justified value is in the answer's form where `written` maps (label, spoken) to it.
+    """
+    written = written or {}
     parts = [f"I hear: {trace.transcription}."]
     parts += [f"{mention.label}: {mention.text}." for mention in trace.mentions]
-    parts += [f"{just.label} is {just.value} because {just.because}." for just in trace.justifications]
+    parts += [
+        f"{just.label} is {written.get((just.label, just.value), just.value)} because {just.because}."
+        for just in trace.justifications
+    ]
     return " ".join(parts)
 
 

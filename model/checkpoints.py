@@ -40,7 +40,7 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, rank: int, world: i
         target.mkdir(parents=True)
     _barrier(world)
     weights, moments = _gather(engine)
-    save_file(_random_state(), target / f"random-{rank}.safetensors")
+    save_file(_random_state(engine.device), target / f"random-{rank}.safetensors")
     if rank == 0:
         save_file(weights, target / "trainable.safetensors")
         save_file(moments, target / "optimizer.safetensors")
@@ -49,7 +49,7 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, rank: int, world: i
         hashes = {path.name: _sha256(path) for path in sorted(target.iterdir())}
         write_json(target / "commit.json", {"step": step, "world": world, "sha256": hashes})
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
     _barrier(world)
 
 
@@ -117,10 +117,7 @@ def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor)
     if _partitioned(engine):
         safe_set_full_fp32_param(parameter, value)
     with torch.no_grad():
-        if (
-            parameter.numel() == value.numel()
-        ):  # under ZeRO-3 the module's own copy is empty: the partition was set above
-            parameter.copy_(value)
+        parameter.copy_(value)
 
 
 def _set_moments(
@@ -166,9 +163,9 @@ def _damage(checkpoint: Path) -> str | None:
     return None
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

@@ -125,6 +125,14 @@ class EvaluationConfig:
     max_new_tokens_think: int = 512
     splits: tuple[Split, ...] = ("validation", "test", "test_frame")
 
+    def __post_init__(self) -> None:
+        missing = {"validation", "test"} - set(self.splits)
+        _require(
+            not missing,
+            "evaluation.splits",
+            f"must hold {' and '.join(sorted(missing))}: one picks the headline, one scores it",
+        )
+
     def max_new_tokens(self, mode: InferenceMode) -> int:
         """The token budget of one inference mode."""
         return self.max_new_tokens_think if mode == "think" else self.max_new_tokens_direct

@@ -25,10 +25,10 @@ class StepInfo:
     """What one optimizer step did. `step` counts finished steps, so the first is 1."""
 
     step: int
-    loss: float  # nats per target token, mean over the global batch (over this worker's share when there are several)
+    loss: float  # nats per target token, mean over the global batch
     grad_norm: float  # before clipping
     learning_rate: float  # of the adapter's group
-    tokens: int  # columns of this worker's micro-batches that are not padding
+    tokens: int  # columns of the global batch that are not padding
     examples: int
     seconds: float
 
@@ -60,8 +60,7 @@ def build_engine(model: SpeechLLM, optim: OptimConfig, execution: Execution, *, 
         betas=(optim.beta1, optim.beta2),
         weight_decay=optim.weight_decay,
     )
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     world = torch.distributed.get_world_size()
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -90,35 +89,42 @@ def training_steps(
         factor = learning_rate_factor(step, steps=steps, config=optim)
         for group in engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        total, tokens, examples, grad_norm = 0.0, 0, 0, 0.0
+        total, tokens, examples, grad_norm = 0.0, 0.0, 0.0, 0.0
         batches = micro_batches_of(step)
         for batch in batches:
-            batch = batch.to(engine.device)
-            loss = engine(batch)
+            loss = engine(batch.to(engine.device))
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(
                     f"step {step + 1}: the loss is {loss.item()}; examples {', '.join(batch.example_ids)}"
                 )
             engine.backward(loss)
-            grad_norm = _grad_norm(engine)
+            if batch is batches[-1] and not engine.zero_optimization():
+                grad_norm = _grad_norm(engine)
             engine.step()
             total += loss.item() / len(batches)
             tokens += int(batch.attention_mask.sum())
             examples += len(batch.example_ids)
+        total, tokens, examples = _summed_over_workers([total, tokens, examples], engine.device)
         yield StepInfo(
             step=step + 1,
-            loss=total,
+            loss=total / torch.distributed.get_world_size(),
             grad_norm=float(engine.get_global_grad_norm() or grad_norm),
             learning_rate=engine.optimizer.param_groups[0]["lr"],
-            tokens=tokens,
-            examples=examples,
+            tokens=int(tokens),
+            examples=int(examples),
             seconds=time.perf_counter() - started,
         )
 
 
 def _grad_norm(engine: Any) -> float:
-    """The norm of all gradients, for the plain fp32 optimizer, whose norm DeepSpeed does not keep; 0 where they are partitioned."""
-    gradients = [
-        parameter.grad for parameter in engine.module.trainable_parameters().values() if parameter.grad is not None
-    ]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    """The norm of all gradients under ZeRO 0, whose optimizer does not keep it."""
+    gradients = [p.grad for p in engine.module.trainable_parameters().values() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _summed_over_workers(values: list[float], device: torch.device) -> list[float]:
+    if torch.distributed.get_world_size() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return [float(value) for value in total]

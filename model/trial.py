@@ -7,13 +7,14 @@ process, so that a trial can be run and debugged by hand. What it writes below t
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,11 +24,15 @@ from data.records import InferenceMode, Prediction, Split, prediction_from_json,
 from data.scoring import Score, score
 from model.checkpoints import load_checkpoint, load_trainable, newest_checkpoint, save_checkpoint
 from model.configs import Execution, TrialConfig
-from model.generate import generate_predictions
+from model.generate import Item, generate_predictions
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
 from model.train import build_engine, training_steps
 from model.trial_data import Hear, TrialData
 from model.trial_log import TrialLog
+
+_log = logging.getLogger(__name__)
+
+Decision = TypeVar("Decision")
 
 LOG_EVERY = 10
 """Optimizer steps between two lines of metrics.jsonl."""
@@ -66,14 +71,14 @@ def run_trial(
     `on_checkpoint(step)` is called on every rank after a checkpoint is committed; what it raises ends the trial there.
     """
     torch.set_num_threads(execution.cpus_per_worker)
-    _join_process_group()
+    _join_process_group(use_gpu=execution.use_gpu)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
     model = _build_model(config, execution, trial_data)
     engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
-    checkpoint = newest_checkpoint(paths.output / "checkpoints")
+    checkpoint = _from_rank_zero(lambda: newest_checkpoint(paths.output / "checkpoints"))
     first_step = load_checkpoint(engine, checkpoint, rank=rank) if checkpoint else 0
     log = TrialLog(paths.output, steps=config.budget.steps, resume_step=first_step) if rank == 0 else None
     loaded = time.perf_counter()
@@ -130,6 +135,7 @@ def score_checkpoint(
         if checkpoint is None:
             raise ValueError(f"{paths.output}: no whole checkpoint to score; run the trial first")
         load_trainable(model, checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     predictions = generate_predictions(
         model,
         tokenizer,
@@ -155,17 +161,18 @@ def _evaluate(
     everything: list[Prediction] = []
     for mode in config.inference_modes:
         path = output / f"predictions-{mode}.jsonl"
-        if path.exists():
-            everything += [prediction_from_json(row) for row in iter_whole_lines(path)]
+        items_of = {split: trial_data.evaluation_items(split, mode) for split in config.evaluation.splits}
+        stored = _from_rank_zero(partial(_stored_predictions, path, items_of))
+        if stored is not None:
+            everything += stored
             continue
         answered: list[Prediction] = []
-        for split in config.evaluation.splits:
+        for split, items in items_of.items():
 
             def on_progress(done: int, total: int, split: Split = split, mode: InferenceMode = mode) -> None:
                 if log:
                     log.status("evaluating", split=split, mode=mode, step=done, steps=total)
 
-            items = trial_data.evaluation_items(split, mode)
             mine = generate_predictions(
                 model,
                 tokenizer,
@@ -181,6 +188,22 @@ def _evaluate(
             write_jsonl(path, map(to_json, answered))
         everything += answered
     return everything
+
+
+def _stored_predictions(path: Path, items_of: dict[Split, list[Item]]) -> list[Prediction] | None:
+    """What an earlier attempt generated, None when there is nothing or when it is not one prediction per item."""
+    if not path.exists():
+        return None
+    expected = [(split, supervised.example_id) for split, items in items_of.items() for supervised, *_ in items]
+    try:
+        stored = [prediction_from_json(row) for row in iter_whole_lines(path)]
+    except (ValueError, TypeError, KeyError) as error:
+        _log.warning("%s: is damaged (%s); generated again", path, error)
+        return None
+    if [(prediction.split, prediction.example_id) for prediction in stored] != expected:
+        _log.warning("%s: does not hold one prediction per example; generated again", path)
+        return None
+    return stored
 
 
 def _outcome(config: TrialConfig, predictions: list[Prediction], seconds: dict[str, float]) -> TrialOutcome:
@@ -223,6 +246,15 @@ def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
     return [prediction for share in shares for prediction in share]
 
 
+def _from_rank_zero(decide: Callable[[], Decision]) -> Decision:
+    """What rank 0 decides, on every rank: two ranks that look at a shared mount may see different files."""
+    if torch.distributed.get_world_size() == 1:
+        return decide()
+    decision: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(decision, src=0)
+    return decision[0]
+
+
 def _open_data(config: TrialConfig, tokenizer: Any, paths: TrialPaths) -> TrialData:
     return TrialData(
         config, tokenizer, corpus=paths.corpus, encoder_states=paths.encoder_states, encoder_key=paths.encoder_key
@@ -243,10 +275,9 @@ def _build_model(config: TrialConfig, execution: Execution, trial_data: TrialDat
     )
 
 
-def _join_process_group() -> None:
-    """Use Ray Train's process group; in a plain process make one of a single member, over a file instead of a port."""
+def _join_process_group(*, use_gpu: bool) -> None:
+    """Use Ray Train's process group; in a plain process make one of a single member, which needs no port."""
     if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train and other launchers set it
-        rendezvous = Path(tempfile.mkdtemp(prefix="slotgrid-")) / "rendezvous"
-        torch.distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=0, world_size=1)
+        backend = "nccl" if use_gpu else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)

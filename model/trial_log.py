@@ -18,14 +18,14 @@ class TrialLog:
     """Written by rank 0 alone. A metric's time is fixed when its line is written, so sending it twice adds nothing anywhere."""
 
     def __init__(self, folder: Path, *, steps: int, resume_step: int) -> None:
-        """Open for appending; lines of steps after `resume_step` (redone now) and a half-written last line are dropped."""
+        """Open for appending; what is done again now is dropped: steps after `resume_step`, final scores, a half-written line."""
         self._metrics = folder / "metrics.jsonl"
         self._status = folder / "status.json"
         self._steps = steps
         self._last_status = 0.0
         self._seconds_per_step: float | None = None
         kept = (
-            [row for row in iter_whole_lines(self._metrics) if row["step"] <= resume_step]
+            [r for r in iter_whole_lines(self._metrics) if r["step"] <= resume_step and "train/loss" in r["metrics"]]
             if self._metrics.exists()
             else []
         )

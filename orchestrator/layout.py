@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.records import InferenceMode
 from model.configs import CorpusRef
 
 DEFAULT_STORE = Path("runs")
@@ -82,10 +81,6 @@ class TrialFolder:
     def checkpoints(self) -> Path:
         """The folder of the trainer's checkpoints."""
         return self.path / "checkpoints"
-
-    def predictions(self, mode: InferenceMode) -> Path:
-        """The answers of one inference mode, over all evaluated splits."""
-        return self.path / f"predictions-{mode}.jsonl"
 
     def attempt(self, number: int) -> AttemptFolder:
         """The folder of one attempt; it need not exist."""

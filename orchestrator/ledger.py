@@ -34,7 +34,6 @@ from orchestrator.layout import RunFolder, TrialFolder
 from orchestrator.results import TrialResult, read_failure, read_result
 
 State = Literal["pending", "interrupted", "failed", "done", "stale"]
-TO_RUN: tuple[State, ...] = ("pending", "interrupted", "failed")
 
 _log = logging.getLogger(__name__)
 
@@ -162,10 +161,10 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            holder = _read_lease(self._run)
-            if holder is None or holder.token != self.holder.token:
-                return  # lost: `check` says so; writing now would hide it
             try:
+                holder = _read_lease(self._run)
+                if holder is None or holder.token != self.holder.token:
+                    return  # lost: `check` says so; writing now would hide it
                 write_json(self._run.lease, asdict(self.holder) | {"heartbeat": time.time()})
             except OSError as error:  # a full disk: the trials will say so themselves, and the next beat may succeed
                 _log.warning("%s: heartbeat not written (%s)", self._run.lease, error)

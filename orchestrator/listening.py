@@ -65,7 +65,7 @@ def check_listening(run: Path, trial_id: str | None = None) -> Listening:
     scored = partial(score_checkpoint, config, Execution(), paths, mode=result.headline_inference_mode)
     listening = Listening(
         trial_id=result.trial_id,
-        trained=result.scores[HEADLINE],
+        trained=scored().partial_f1,
         untrained=scored(trained=False).partial_f1,
         shuffled=scored(hear=lambda position, count: (position + count // 2) % count).partial_f1,
     )

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -100,8 +101,16 @@ def _manifest_audio(manifest: Path) -> set[str]:
 def _encoded_audio(encoder: EncoderConfig, store: Store) -> set[str]:
     """The audio hashes in the cache. Its folder name ends with the weights' hash, which only the loaded weights know."""
     manifests = sorted(store.encoder_states.glob(f"{encoder.name}-pad-{encoder.padding}-*/manifest.json"))
-    shards = [shard for path in manifests for shard in json.loads(path.read_text(encoding="utf-8"))["shards"]]
-    return {audio for shard in shards for audio, _ in shard["rows"]}
+    audio: set[str] = set()
+    for path in manifests:
+        try:
+            shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+            audio |= {name for shard in shards for name, _ in shard["rows"]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path}: cannot be read; delete {path.parent} and run again: the states are computed anew"
+            ) from None
+    return audio
 
 
 def _foundation(foundation: Foundation) -> Prerequisite:
@@ -112,7 +121,11 @@ def _foundation(foundation: Foundation) -> Prerequisite:
     if foundation.source.startswith("package:"):
         folder = local_folder(foundation)
         assert folder is not None
-        if any(folder.glob("*.safetensors")):
+        weights = folder / "model.safetensors"
+        if weights.is_file() and (found := sha256(weights.read_bytes()).hexdigest()) != foundation.revision:
+            remedy = f"{weights}: sha256 is {found[:12]}, pinned is {foundation.revision[:12]}; restore it, e.g. with git checkout"
+            return Prerequisite(name=name, state="missing", detail=remedy)
+        if weights.is_file():
             return Prerequisite(name=name, state="ready", detail=f"{size} parameters, packaged")
         remedy = f"{folder} holds no weights; reinstall slotgrid, or make them with experiments/pretrain_tiny.py"
         return Prerequisite(name=name, state="missing", detail=remedy)

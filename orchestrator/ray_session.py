@@ -51,7 +51,13 @@ _HEAD_ENVIRONMENT = {
 }
 """Read by this process, where Tune runs."""
 
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "SLOTGRID_OFFLINE", "SLOTGRID_DEBUG")
+_PASSED_ON = (
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "SLOTGRID_OFFLINE",
+    "SLOTGRID_DEBUG",
+)  # no token: Ray shows them to anyone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,8 @@ class Cluster:
 
     address: str
     local: bool  # our own Ray on this machine, gone when the session ends
-    cpus: float
+    cpus: float  # a cluster that scales by itself counts with what it can grow to
+    cpus_now: float  # of the machines that are there: preparing data must not start GPU machines
     gpus: float
     nodes: int
 
@@ -95,7 +102,10 @@ def worker_environment(*, use_gpu: bool) -> dict[str, str]:
     if not use_gpu:
         # Several processes with several threads each spin against each other on few cores: up to 10x slower.
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment["DS_ACCELERATOR"] = "cpu"
+        environment |= {
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+        }  # trials of a CPU scale on a machine with GPUs
     return environment | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
@@ -186,6 +196,7 @@ def _describe_cluster(address: str, *, local: bool) -> Cluster:
         address=address,
         local=local,
         cpus=max(now.get("CPU", 0.0), float(grown.get("CPU", 0.0))),
+        cpus_now=now.get("CPU", 0.0),
         gpus=max(now.get("GPU", 0.0), float(grown.get("GPU", 0.0))),
         nodes=sum(node["Alive"] for node in ray.nodes()),
     )

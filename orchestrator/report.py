@@ -142,8 +142,7 @@ def _result_row(state: TrialState) -> dict[str, Any]:
     if state.result is not None:
         row["headline_inference_mode"] = state.result.headline_inference_mode
         row |= dict(sorted(state.result.scores.items()))
-        validation = sorted(state.result.validation_scores.items())
-        row |= {name.replace("eval/", "validation/", 1): value for name, value in validation}
+        row |= dict(sorted(state.result.validation_scores.items()))
     return row
 
 

@@ -27,7 +27,7 @@ class TrialResult:
     seed: int
     headline_inference_mode: InferenceMode
     scores: dict[str, float]  # test split: eval/partial_f1 (the headline), eval/<inference mode>/<name>
-    validation_scores: dict[str, float]  # the same names on the validation split
+    validation_scores: dict[str, float]  # validation split: validation/partial_f1, validation/<inference mode>/<name>
     counts: dict[str, Any] = field(default_factory=dict)  # what the scores are made of
     costs: dict[str, float] = field(default_factory=dict)  # device_seconds, lost_device_seconds, ... in seconds
     provenance: dict[str, Any] = field(default_factory=dict)  # git revision, library versions, hardware

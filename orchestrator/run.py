@@ -125,7 +125,7 @@ def _train(
         concurrent = concurrent_trials(cluster, scale.execution)
         if scale.max_concurrent:
             concurrent = min(concurrent, scale.max_concurrent)
-        prepared = prepare(scale, to_run, store, RayExecutor(in_flight=int(cluster.cpus) + 2), console)
+        prepared = prepare(scale, to_run, store, RayExecutor(in_flight=max(1, int(cluster.cpus_now))), console)
         lease.check()
         storage = run.path / "ray"
         orders = []

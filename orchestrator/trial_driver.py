@@ -85,6 +85,8 @@ def drive_trial(order: TrialOrder) -> str:
                 return "failed"
             trial = TrialFolder(order.folder)
             write_failure(attempt.folder, _worker_died(dead, trial) if dead else describe_failure(error, trial))
+            if dead is None:
+                return "failed"
         else:
             return "done"
     return "failed"

@@ -85,20 +85,19 @@ def run_verb(request: Request) -> int:
     write_plan(plan)
     from orchestrator.run import run_grid
 
-    try:
-        return run_grid(
-            request.experiment,
-            request.scale,
-            request.trials,
-            request.store,
-            tracking_uri=request.tracking_uri,
-            rerun_stale=request.rerun_stale,
-        )
-    finally:
-        if request.trials != request.grid:  # the run compared what --only named; the folder's report is about all of it
-            from orchestrator.report import write_report
+    code = run_grid(
+        request.experiment,
+        request.scale,
+        request.trials,
+        request.store,
+        tracking_uri=request.tracking_uri,
+        rerun_stale=request.rerun_stale,
+    )
+    if request.trials != request.grid:  # the run compared what --only named; the folder's report is about all of it
+        from orchestrator.report import write_report
 
-            write_report(request.experiment, request.scale, request.run, request.grid)
+        write_report(request.experiment, request.scale, request.run, request.grid)
+    return code
 
 
 def plan_verb(request: Request) -> int:

@@ -101,7 +101,9 @@ def test_a_perfect_target_parses_back_to_the_reference(mode: InferenceMode, form
 
 
 def test_the_trace_is_written_in_the_papers_three_steps() -> None:
-    target = supervise(_example(), ONTOLOGY, SupervisionConfig(mode="reasoning"), mode="think", draw="x").target
+    target = supervise(
+        _example(), ONTOLOGY, SupervisionConfig(mode="reasoning", value_form="spoken"), mode="think", draw="x"
+    ).target
     heard = target.index("<thinking>I hear: to new york on march third.")
     mention = target.index("city: new york.")
     justification = target.index("city is new york because the caller says to before it.")
@@ -116,7 +118,7 @@ def test_a_label_with_two_values_holds_a_list() -> None:
 
 
 def test_thinking_without_a_trace_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"train-0: no reasoning trace.*annotate"):
+    with pytest.raises(ValueError, match=r"train-0: no reasoning trace.*traces.jsonl"):
         supervise(_example(trace=False), ONTOLOGY, SupervisionConfig(mode="reasoning"), mode="think", draw="x")
 
 
@@ -132,3 +134,9 @@ def test_thinking_without_a_trace_says_what_to_do() -> None:
 def test_a_wrong_setting_is_named(fields: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SupervisionConfig(**fields)
+
+
+def test_a_justified_value_is_written_as_the_answer_writes_it() -> None:
+    target = supervise(_example(), ONTOLOGY, SupervisionConfig(mode="reasoning"), mode="think", draw="x").target
+    assert "city: new york." in target
+    assert "city is New York because" in target and '"city": "New York"' in target

@@ -184,3 +184,16 @@ def test_changed_weights_of_a_packaged_foundation_are_refused(trial_paths, tmp_p
     config = _config(foundation=replace(FOUNDATIONS["tiny-hybrid"], revision="0" * 64))
     with pytest.raises(ValueError, match=r"model.safetensors: sha256 is .* pinned to 000000000000"):
         run_trial(config, EXECUTION, trial_paths(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage"])
+def test_damaged_predictions_are_generated_again(trial_paths, tmp_path: Path, damage: str) -> None:
+    config = _config(budget=Budget(steps=2, batch_size=4))
+    outcome = run_trial(config, EXECUTION, trial_paths(tmp_path))
+    path = tmp_path / "predictions-think.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"not json\n" + whole)
+    again = run_trial(config, EXECUTION, trial_paths(tmp_path))
+    assert outcome is not None and again is not None
+    assert path.read_bytes() == whole
+    assert again.scores == outcome.scores

@@ -17,7 +17,7 @@ from orchestrator.trial_driver import TrialOrder
 
 
 def cluster(*, cpus: float, gpus: float = 0.0) -> Cluster:
-    return Cluster(address="local", local=True, cpus=cpus, gpus=gpus, nodes=1)
+    return Cluster(address="local", local=True, cpus=cpus, cpus_now=cpus, gpus=gpus, nodes=1)
 
 
 def test_as_many_trials_at_once_as_the_scarcer_device_allows():
