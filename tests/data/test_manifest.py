@@ -208,6 +208,9 @@ def test_ontology_defects(tmp_path: Path) -> None:
 def test_a_corpus_without_traces_is_read(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "traces.jsonl").unlink()
+    with pytest.raises(CorpusError, match=r"traces.jsonl: changed since corpus.json was written"):
+        open_corpus(tmp_path)
+    forget_hashes(tmp_path)
     assert all(item.trace is None for item in open_corpus(tmp_path).examples)
 
 
