@@ -48,7 +48,7 @@ def finish() -> Callable[..., None]:
                 seed=trial.seed,
                 headline_inference_mode=mode,
                 scores=scores,
-                validation_scores=scores,
+                validation_scores={name.replace("eval/", "validation/"): value for name, value in scores.items()},
                 costs={"device_seconds": seconds, "lost_device_seconds": 0.0},
             ),
         )
