@@ -19,7 +19,7 @@ from rich.console import Console
 
 from orchestrator.experiment import Experiment
 from orchestrator.grid import AXES, check_trials, select_trials
-from orchestrator.layout import DEFAULT_STORE, open_store
+from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
 from orchestrator.plan import planned_seeds
 from orchestrator.scales import AUTO, SCALES, choose_scale
 from orchestrator.verbs import EXIT_ERROR, EXIT_INTERRUPTED, VERBS, Request
@@ -146,5 +146,5 @@ def _given(options: argparse.Namespace, parser: OneLineParser) -> list[str]:
     for name in ("scale", "store", "tracking_uri", "seeds"):
         value = getattr(options, name)
         if value != parser.get_default(name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", public_uri(str(value))]
     return words + (["--only", *options.only] if options.only else [])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from model.configs import CorpusRef
 
@@ -183,6 +184,14 @@ class Store:
     def runs(self, experiment: str, scale: str) -> RunFolder:
         """The run folder of an experiment at a scale."""
         return RunFolder(self.root / f"{experiment}-{scale}")
+
+
+def public_uri(uri: str) -> str:
+    """An address as it may be printed or written down: without user name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def open_store(location: str | Path = DEFAULT_STORE) -> Store:

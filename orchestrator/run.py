@@ -21,7 +21,7 @@ from data.callcentre.synthesize import open_finished
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
 from orchestrator.identity import fingerprint, trial_id, write_config
-from orchestrator.layout import RunFolder, Store
+from orchestrator.layout import RunFolder, Store, public_uri
 from orchestrator.ledger import Lease, TrialState, hold_lease, move_stale_aside, read_states
 from orchestrator.plan import trials_table
 from orchestrator.results import HEADLINE
@@ -168,6 +168,7 @@ def _summarize(run: RunFolder, trials: Sequence[TrialConfig], uri: str, console:
         if state.state == "failed" and (attempt := state.folder.latest_attempt()):
             console.print(escape(f"  {state.id} failed: see {attempt.log}"))
     console.print(escape(f"report: {run.report_md}"))
+    uri = public_uri(uri)
     ui = f"mlflow ui --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else uri
     console.print(escape(f"compare in MLflow: {ui}"))
     if counts["done"] == len(states):

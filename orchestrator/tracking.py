@@ -18,7 +18,7 @@ from data.atomic import iter_whole_lines, write_json
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
 from orchestrator.identity import config_to_json, fingerprint, read_document, trial_id
-from orchestrator.layout import RunFolder, Store, TrialFolder
+from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
 from orchestrator.mlflow_tracker import MetricPoint, MlflowTracker, RunStatus
 from orchestrator.provenance import code_revision
 from orchestrator.results import read_result
@@ -105,8 +105,10 @@ class Mirror:
     def _tell(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
+            shown = public_uri(self.uri)
             self._warn(
-                f"MLflow at {self.uri}: {reason[:200]}; the grid goes on, its files are kept, and the next run sends what is missing"
+                f"MLflow at {shown}: {reason[:200].replace(self.uri, shown)}; "
+                "the grid goes on, its files are kept, and the next run sends what is missing"
             )
 
     def _pass(self, *, final: RunStatus | None) -> None:
@@ -183,7 +185,7 @@ class Mirror:
 
     def _parent_marker(self) -> dict[str, Any]:
         report = {path.name: _sha256(path) for path in _report_files(self._run) if path.exists()}
-        return {"uri": self.uri, "report": report}
+        return {"uri": public_uri(self.uri), "report": report}
 
 
 _MARKER = "mlflow_mirror.json"
@@ -209,7 +211,12 @@ def _trial_marker(folder: TrialFolder, uri: str) -> dict[str, Any]:
     """What must be on disk for a trial to count as mirrored: changes with its state, its attempt and the tracker."""
     attempt = folder.latest_attempt()
     result = _sha256(folder.result) if folder.result.exists() else None
-    return {"uri": uri, "state": _ended(folder), "attempt": attempt.number if attempt else 0, "result": result}
+    return {
+        "uri": public_uri(uri),
+        "state": _ended(folder),
+        "attempt": attempt.number if attempt else 0,
+        "result": result,
+    }
 
 
 def _is_marked(folder: Path, marker: Mapping[str, Any]) -> bool:

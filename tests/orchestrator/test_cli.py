@@ -200,3 +200,10 @@ def test_the_store_can_come_from_the_environment(
     monkeypatch.setenv("SLOTGRID_STORE", str(tmp_path / "shared"))
     assert main(GRID, ["plan", "--scale", "smoke"]) == 0
     assert str(tmp_path / "shared" / "grid-smoke") in capsys.readouterr().out
+
+
+def test_a_password_in_an_address_is_shown_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://reader:secret@127.0.0.1:9/"
+    assert main(GRID, ["plan", "--scale", "smoke", "--store", str(tmp_path), "--tracking-uri", address]) == 0
+    shown = capsys.readouterr()
+    assert "127.0.0.1:9" in shown.out and "secret" not in shown.out + shown.err
