@@ -1,4 +1,4 @@
-"""The best cell of the tiny grid, trained for real: it hears, it is not guessing, and it had to be trained for it. About ten minutes."""
+"""The best cell of the tiny grid, trained for real: it hears, it is not guessing, and it had to be trained for it. About eight minutes."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TRIAL = "tiny-instruct.reasoning.seed0"
+TRIAL = "tiny-instruct.regular.seed0"
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
