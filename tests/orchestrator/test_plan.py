@@ -146,3 +146,11 @@ def test_auto_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     scale, line = choose_scale("auto")
     assert scale.name == "paper" and "nodes have 8 GPUs" in line
     assert cluster_gpus(tmp_path / "absent.yaml") is None
+
+
+def test_a_packaged_foundation_with_other_weights_is_refused(store: Store) -> None:
+    tiny = SCALES["tiny"]
+    other = replace(tiny.foundations[0], revision="0" * 64)
+    plan = plan_of(store, tiny, [tiny.trial(foundation=other, mode="regular", seed=0)])
+    with pytest.raises(ValueError, match=r"model.safetensors: sha256 is .* pinned is 000000000000; restore it"):
+        plan.check()
