@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: written to a temporary name beside the target, flushed to disk, then renamed."""
+"""Files that are either whole or absent: written to a temporary name beside the target, flushed to disk, then renamed. And their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -29,6 +30,12 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file's content, in hex; large files are read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from data.atomic import atomic_open, write_json
+from data.atomic import atomic_open, file_sha256, write_json
 from data.audio import pcm_sha256, read_audio
 from data.executors import Executor
 
@@ -277,8 +277,7 @@ def _damage(folder: Path, shard: Shard, hashed: bool = True) -> str | None:
         return f"the shard is damaged ({path.stat().st_size} bytes instead of {shard.size})"
     if not hashed:
         return None
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_sha256(path)
     return None if found == shard.sha256 else f"the shard is damaged (sha256 {found} instead of {shard.sha256})"
 
 

@@ -5,13 +5,12 @@ Every defect is one `CorpusError` that names file, line, field and remedy. Audio
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.atomic import write_json, write_jsonl
+from data.atomic import file_sha256, write_json, write_jsonl
 from data.manifest_rows import (
     ONTOLOGY_FILE,
     AudioFolder,
@@ -79,7 +78,7 @@ def open_corpus(root: Path) -> Corpus:
             fail(path, None, name, "must be a non-empty string", "write the corpus again")
     corpus = _read_corpus(root, summary["name"], summary["fingerprint"])
     for file, expected in summary.get("files", {}).items():
-        if not (root / file).is_file() or _file_sha256(root / file) != expected:
+        if not (root / file).is_file() or file_sha256(root / file) != expected:
             fail(root / file, None, None, f"changed since {CORPUS_FILE} was written", "restore it, or write it again")
     return corpus
 
@@ -114,7 +113,7 @@ def write_corpus(
         "splits": counts,
         "hours": round(sum(row.example.duration_s for row in examples) / 3600, 4),
         **details,
-        "files": {file: _file_sha256(root / file) for file in (MANIFEST_FILE, ONTOLOGY_FILE, TRACES_FILE)},
+        "files": {file: file_sha256(root / file) for file in (MANIFEST_FILE, ONTOLOGY_FILE, TRACES_FILE)},
     }
     write_json(root / CORPUS_FILE, summary)
     return corpus
@@ -197,7 +196,3 @@ def _read_corpus(root: Path, name: str, fingerprint: str) -> Corpus:
         ontology=ontology,
         examples=tuple(AnnotatedExample(example=row, trace=traces.get(row.id)) for row in examples),
     )
-
-
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

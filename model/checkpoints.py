@@ -9,7 +9,6 @@ DeepSpeed's own checkpoints are not used: they are pickles, cannot be loaded at 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ from deepspeed.utils import (
 )
 from safetensors.torch import load_file, save_file
 
-from data.atomic import write_json
+from data.atomic import file_sha256, write_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
@@ -46,7 +45,7 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, rank: int, world: i
         save_file(moments, target / "optimizer.safetensors")
     _barrier(world)
     if rank == 0:
-        hashes = {path.name: _sha256(path) for path in sorted(target.iterdir())}
+        hashes = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
         write_json(target / "commit.json", {"step": step, "world": world, "sha256": hashes})
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -154,7 +153,7 @@ def _damage(checkpoint: Path) -> str | None:
     try:
         commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
         for name, expected in commit["sha256"].items():
-            if _sha256(checkpoint / name) != expected:
+            if file_sha256(checkpoint / name) != expected:
                 return f"{name} differs from what was saved"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -174,11 +173,6 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _barrier(world: int) -> None:

@@ -6,7 +6,6 @@ adapter, fully, and LoRA on the LM's linear layers. Everything else a checkpoint
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from data.atomic import file_sha256
 from data.batching import IGNORE, Batch
 from model.adapter import SpeechAdapter
 from model.configs import AdapterConfig, Foundation, LoRAConfig, Precision
@@ -144,7 +144,7 @@ def _source(foundation: Foundation) -> tuple[str, str | None]:
 
 
 def _check_weights(path: Path, foundation: Foundation) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != foundation.revision:
         raise ValueError(
             f"{path}: sha256 is {found[:12]}, but {foundation.name} is pinned to {foundation.revision[:12]}; restore the file or pretrain anew"

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from data.atomic import atomic_open, write_json
+from data.atomic import atomic_open, file_sha256, write_json
 from model.ctranslate2 import Tensors, convert_ctranslate2
 
 log = logging.getLogger(__name__)
@@ -157,9 +157,7 @@ def _download_official(folder: Path) -> Path:
     """OpenAI's checkpoint (145 MB), downloaded once and hash-checked."""
     path = folder / CHECKPOINT
     if path.exists():
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check(OFFICIAL_SHA256, found, str(path), f"delete {path} and run again")
+        _check(OFFICIAL_SHA256, file_sha256(path), str(path), f"delete {path} and run again")
         return path
     if _offline():
         raise SourceUnavailable("the download is switched off by SLOTGRID_OFFLINE or HF_HUB_OFFLINE")

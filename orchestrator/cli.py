@@ -15,13 +15,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rich.console import Console
-
 from orchestrator.experiment import Experiment
 from orchestrator.grid import AXES, check_trials, select_trials
 from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
 from orchestrator.plan import planned_seeds
 from orchestrator.scales import AUTO, SCALES, choose_scale
+from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_ERROR, EXIT_INTERRUPTED, VERBS, Request
 
 _DEBUG = "SLOTGRID_DEBUG"
@@ -35,7 +34,6 @@ _USERS_OS_ERRORS = {
     errno.ENOTDIR: "check the path",
 }
 """Errors of the machine that the user can put right, and how; any other OSError is shown with its traceback."""
-_PIPE_WIDTH = 160  # characters of a table line where the output is no terminal
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -120,9 +118,6 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
     store = open_store(options.store)
     seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.name)))
     grid = check_trials(experiment.declare(scale, seeds))
-    console = Console(file=sys.stderr if options.json else None, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
     return Request(
         experiment=experiment,
         verb=options.verb,
@@ -136,7 +131,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         rerun_stale=options.rerun_stale,
         json=options.json,
         again=("python", sys.argv[0], *_given(options, parser)),
-        console=console,
+        console=open_console(file=sys.stderr if options.json else None),
     )
 
 

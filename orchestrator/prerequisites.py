@@ -9,11 +9,11 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from data.atomic import file_sha256
 from model.configs import EncoderConfig, Foundation
 from model.foundations import local_folder
 from orchestrator.layout import Store
@@ -122,7 +122,7 @@ def _foundation(foundation: Foundation) -> Prerequisite:
         folder = local_folder(foundation)
         assert folder is not None
         weights = folder / "model.safetensors"
-        if weights.is_file() and (found := sha256(weights.read_bytes()).hexdigest()) != foundation.revision:
+        if weights.is_file() and (found := file_sha256(weights)) != foundation.revision:
             remedy = f"{weights}: sha256 is {found[:12]}, pinned is {foundation.revision[:12]}; restore it, e.g. with git checkout"
             return Prerequisite(name=name, state="missing", detail=remedy)
         if weights.is_file():

@@ -5,7 +5,6 @@ lease -> states -> (nothing left: report, exit) -> disk and devices -> Ray -> co
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import threading
@@ -26,11 +25,11 @@ from orchestrator.ledger import Lease, TrialState, hold_lease, move_stale_aside,
 from orchestrator.plan import trials_table
 from orchestrator.results import HEADLINE
 from orchestrator.scales import Scale
+from orchestrator.terminal import open_console
 from orchestrator.tracking import Mirror, tracking_uri
+from orchestrator.verbs import EXIT_DONE, EXIT_FAILED
 
-EXIT_DONE, EXIT_FAILED = 0, 1
 _INTERRUPTED_PATIENCE_S = 10.0
-_PIPE_WIDTH = 160  # characters of a table line where the output is no terminal
 
 
 def run_grid(
@@ -47,9 +46,7 @@ def run_grid(
     Raises ValueError for what the user can put right (stale trials, too few devices, no disk space, another driver at work) and
     KeyboardInterrupt when it was stopped by Ctrl-C or SIGTERM, after everything was left in order.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
+    console = open_console(soft_wrap=True)
     run = store.runs(experiment.name, scale.name)
     with hold_lease(run) as lease, _sigterm_interrupts():
         states = _set_stale_aside(run, trials, rerun_stale)

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data.records import SPLITS
 from orchestrator.cli import OneLineParser, report_error
+from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE, EXIT_INTERRUPTED
 
 
@@ -68,30 +67,15 @@ def synthesize_corpus(options: argparse.Namespace) -> int:
     """`slotgrid data synthesize`: the corpus with a progress bar, what it holds, and what to do next."""
     from data.callcentre.synthesize import SyntheticCorpusConfig, synthesize
     from data.executors import Executor, ProcessExecutor, SerialExecutor
+    from orchestrator.progress import stage_progress
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers: {options.workers} is too few; give at least 1")
     config = SyntheticCorpusConfig.of_size(options.examples, options.seed)
     executor: Executor = SerialExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
-    console = Console(highlight=False)
-    columns = (
-        TextColumn("voicing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("utterances"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("voicing", total=config.examples)
-        corpus = synthesize(
-            options.out,
-            config=config,
-            executor=executor,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-        progress.update(task, completed=config.examples)
+    console = open_console()
+    with stage_progress(console, f"voicing {config.examples:,} utterances") as on_progress:
+        corpus = synthesize(options.out, config=config, executor=executor, on_progress=on_progress)
     seconds = sum(row.example.duration_s for row in corpus.examples)
     splits = ", ".join(f"{config.count(split)} {split}" for split in SPLITS)
     lines = (
@@ -108,7 +92,7 @@ def show_listening(options: argparse.Namespace) -> int:
     """`slotgrid listening`: a trial's test score beside its two controls."""
     from orchestrator.listening import check_listening
 
-    console = Console(highlight=False)
+    console = open_console()
     with console.status("scoring the controls"):
         listening = check_listening(options.run, options.trial)
     lines = (

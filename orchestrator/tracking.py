@@ -6,7 +6,6 @@ sent is sent by the next pass or by the next run. `mlflow_mirror.json`, written 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.atomic import iter_whole_lines, write_json
+from data.atomic import file_sha256, iter_whole_lines, write_json
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
 from orchestrator.identity import config_to_json, fingerprint, read_document, trial_id
@@ -184,7 +183,7 @@ class Mirror:
         return {"scale": self._scale, "git_revision": code_revision()}
 
     def _parent_marker(self) -> dict[str, Any]:
-        report = {path.name: _sha256(path) for path in _report_files(self._run) if path.exists()}
+        report = {path.name: file_sha256(path) for path in _report_files(self._run) if path.exists()}
         return {"uri": public_uri(self.uri), "report": report}
 
 
@@ -210,7 +209,7 @@ def _ended(folder: TrialFolder) -> str:
 def _trial_marker(folder: TrialFolder, uri: str) -> dict[str, Any]:
     """What must be on disk for a trial to count as mirrored: changes with its state, its attempt and the tracker."""
     attempt = folder.latest_attempt()
-    result = _sha256(folder.result) if folder.result.exists() else None
+    result = file_sha256(folder.result) if folder.result.exists() else None
     return {
         "uri": public_uri(uri),
         "state": _ended(folder),
@@ -253,7 +252,3 @@ def _trial_files(folder: TrialFolder) -> list[Path]:
 
 def _report_files(run: RunFolder) -> list[Path]:
     return [run.report_md, run.results_csv, run.costs_csv, run.heatmap]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
