@@ -111,6 +111,9 @@ class Label:
 
     name: str
     description: str
+    values: tuple[
+        str, ...
+    ] = ()  # some values seen in the train split, the most frequent first; for people, never in a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
