@@ -1,201 +1,247 @@
-"""Turns lines of corpus files into checked JSON, or into a `CorpusError` that names file, line, field and remedy."""
+"""The grammar of a manifest row: a JSON object -> everything that is wrong with its structure, as `Finding`s.
+
+There are two forms. A corpus row holds every field of `data.records.Example`. A source row is what a lab writes by hand: audio, transcript and
+slots are enough, slots may be short, and the audio may be a channel and a part of a file. Every corpus row is a source row too.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeGuard
 
+from data.audio_folder import AudioFolder
+from data.findings import Finding
+from data.json_lines import CorpusError, Location, is_text, name, shown
 from data.records import SPLITS, Example
+
+__all__ = [
+    "CORPUS_ROW",
+    "DEFAULT_DOMAIN",
+    "HELD_OUT",
+    "ONTOLOGY_FILE",
+    "SOURCE_ROW",
+    "AudioFolder",
+    "CorpusError",
+    "Labels",
+    "RowForm",
+    "check_row",
+    "check_text",
+    "check_texts",
+    "is_seconds",
+    "label_names",
+    "slot_items",
+]
 
 ONTOLOGY_FILE = "ontology.json"
 HELD_OUT = ("frame", "value", "speaker", "domain")
-REQUIRED_FIELDS = ("id", "split", "domain", "audio", "audio_sha256", "duration_s", "transcript", "slots")
-KNOWN_FIELDS = frozenset(field.name for field in fields(Example))
+CORPUS_SLOT = ("label", "spoken", "surface", "canonical")
+SHORT_SLOT = ("label", "value")
+SPEAKERS = ("agent", "caller")
+DEFAULT_DOMAIN = "default"
+
+_EXAMPLE_FIELDS = tuple(field.name for field in fields(Example))
 
 
-class CorpusError(ValueError):
-    """A corpus that cannot be used; the one-line message names file, line, field and remedy."""
+@dataclass(frozen=True, kw_only=True)
+class RowForm:
+    """Which fields a row has to have and may have, and whether its slots may be short."""
+
+    required: tuple[str, ...]
+    known: tuple[str, ...]
+    short_slots: bool
 
 
-class AudioFolder:
-    """Looks up audio files below a root. Every folder is listed once: far cheaper than asking for each file."""
+CORPUS_ROW = RowForm(
+    required=("id", "split", "domain", "audio", "audio_sha256", "duration_s", "transcript", "slots"),
+    known=_EXAMPLE_FIELDS,
+    short_slots=False,
+)
+SOURCE_ROW = RowForm(
+    required=("audio", "transcript", "slots"),
+    known=(*_EXAMPLE_FIELDS, "dialogue", "start_s", "end_s", "channel"),
+    short_slots=True,
+)
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-        self._folders: dict[str, dict[str, os.DirEntry[str]] | None] = {}
-
-    def problem(self, audio: str) -> tuple[str, str] | None:
-        """What is wrong with a manifest's audio path, and the remedy; None for a non-empty file inside the root."""
-        path = PurePosixPath(audio)
-        if path.is_absolute() or PureWindowsPath(audio).drive or PureWindowsPath(audio).root:
-            return "is an absolute path", "write it relative to the corpus folder"
-        if ".." in path.parts or "\\" in audio:
-            return "leaves the corpus folder", "copy the file into it, and write the path with forward slashes"
-        folder = self._list(str(path.parent))
-        if folder is None:
-            return "leaves the corpus folder through a link", "copy the file into the corpus folder"
-        entry = folder.get(path.name)
-        if entry is None or not entry.is_file():
-            return "does not exist", "restore the file, remove the line, or run the command that wrote the corpus again"
-        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self._root):
-            return "leaves the corpus folder through a link", "copy the file into the corpus folder"
-        if entry.stat().st_size == 0:
-            return "is an empty file", "restore the file, or run the command that wrote the corpus again"
-        return None
-
-    def _list(self, folder: str) -> dict[str, os.DirEntry[str]] | None:
-        """The entries of a folder by name, none when it does not exist; None when it lies outside the root."""
-        if folder not in self._folders:
-            path = (self._root / folder).resolve()
-            if not path.is_relative_to(self._root):
-                self._folders[folder] = None
-            elif not path.is_dir():
-                self._folders[folder] = {}
-            else:
-                with os.scandir(path) as entries:
-                    self._folders[folder] = {entry.name: entry for entry in entries}
-        return self._folders[folder]
+Labels = Mapping[str, frozenset[str]]
+"""The label names of every domain."""
 
 
-def check_fields(path: Path, number: int, row: Mapping[str, Any]) -> None:
-    """The plain fields of a manifest row."""
-    for field in REQUIRED_FIELDS:
+def check_row(
+    at: Location, row: Mapping[str, Any], form: RowForm, *, labels: Labels | None, audio: AudioFolder
+) -> Iterator[Finding]:
+    """Every structural defect of one row. `labels` None: there is no ontology yet, any label will do."""
+    yield from _check_names(at, row, form)
+    for field in ("id", "domain", "audio", "transcript", "dialogue"):
+        if field in row:
+            yield from check_text(at, field, row[field])
+    yield from _check_facts(at, row)
+    yield from _check_cut(at, row)
+    yield from _check_slots(at, row, form, labels)
+    yield from _check_context(at, row)
+    if is_text(row.get("audio")) and (problem := audio.problem(row["audio"])):
+        yield at.error(problem.kind, "audio", f"{shown(row['audio'])} {problem.problem}", problem.remedy)
+
+
+def label_names(domains: Mapping[str, Iterable[Any]]) -> Labels:
+    """The labels of an ontology's domains as `check_row` takes them."""
+    return {domain: frozenset(label.name for label in labels) for domain, labels in domains.items()}
+
+
+def slot_items(slots: Any) -> Iterator[tuple[str, Any, str]]:
+    """(label, value, field) for every value of well-formed slots in any form; a value is a string, or an object of the corpus form."""
+    if isinstance(slots, dict):
+        for label, values in slots.items():
+            for place, value in enumerate(values if isinstance(values, list) else [values]):
+                yield label, value, f"slots.{name(label)}" + (f"[{place}]" if isinstance(values, list) else "")
+    else:
+        for place, slot in enumerate(slots):
+            yield slot["label"], slot.get("value", slot), f"slots[{place}]"
+
+
+def check_text(at: Location, field: str, value: Any) -> Iterator[Finding]:
+    """`value` is a non-empty string."""
+    if not is_text(value):
+        kind = f"{_stem(field)}-{'blank' if isinstance(value, str) else 'not-text'}"
+        yield at.error(kind, field, "must be a non-empty string", "fill it, or remove the line")
+
+
+def check_texts(at: Location, field: str, value: Any, names: tuple[str, ...], stem: str) -> Iterator[Finding]:
+    """`value` is an object that holds exactly these non-empty strings. `stem` begins the kinds."""
+    if not isinstance(value, dict) or value.keys() != set(names):
+        yield at.error(f"{stem}-shape", field, f"must be an object of {', '.join(names)}", "correct it")
+        return
+    for key in names:
+        if not is_text(value[key]):
+            kind = f"{stem}-{key}-{'blank' if isinstance(value[key], str) else 'not-text'}"
+            yield at.error(kind, f"{field}.{key}", "must be a non-empty string", "fill it")
+
+
+def is_seconds(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, which True is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e9 if isinstance(value, int) else math.isfinite(value)
+
+
+def _check_names(at: Location, row: Mapping[str, Any], form: RowForm) -> Iterator[Finding]:
+    for field in form.required:
         if field not in row:
-            fail(path, number, field, "is missing", "add it")
-    if unknown := sorted(row.keys() - KNOWN_FIELDS):
-        fail(
-            path,
-            number,
-            unknown[0],
-            "is not a field of a manifest row",
-            f"remove it; the fields are {', '.join(sorted(KNOWN_FIELDS))}",
+            yield at.error(f"{_stem(field)}-absent", field, "is missing", "add it")
+    for key in sorted(row.keys() - set(form.known)):
+        from rapidfuzz.process import extractOne  # here: sound rows need no guess
+
+        near = extractOne(key, form.known, score_cutoff=60)
+        remedy = f"did you mean {near[0]}? The fields are" if near else "remove it; the fields are"
+        yield at.error(
+            "field-unknown", name(key), "is not a field of a manifest row", f"{remedy} {', '.join(form.known)}"
         )
-    for field in ("id", "domain", "audio", "transcript"):
-        if not is_text(row[field]):
-            fail(path, number, field, "must be a non-empty string", "fill it, or remove the line")
-    if row["split"] not in SPLITS:
-        fail(path, number, "split", f"{row['split']!r} is unknown", f"use one of {', '.join(SPLITS)}")
-    sha = row["audio_sha256"]
+
+
+def _check_facts(at: Location, row: Mapping[str, Any]) -> Iterator[Finding]:
+    """Split, hash, duration, speaker and what is held out."""
+    if "split" in row and row["split"] not in SPLITS:
+        yield at.error("split-unknown", "split", f"{shown(row['split'])} is unknown", f"use one of {', '.join(SPLITS)}")
+    sha = row.get("audio_sha256", "0" * 64)
     if not (isinstance(sha, str) and len(sha) == 64 and set(sha) <= set("0123456789abcdef")):
-        fail(
-            path,
-            number,
-            "audio_sha256",
-            "must be 64 lower-case hexadecimal digits",
-            "compute it with data.audio.pcm_sha256",
-        )
-    duration = row["duration_s"]
-    if (
-        isinstance(duration, bool)
-        or not isinstance(duration, int | float)
-        or not math.isfinite(duration)
-        or duration <= 0
-    ):
-        fail(path, number, "duration_s", f"{duration!r} is not a number of seconds above 0", "measure the file again")
+        remedy = "compute it with data.audio.pcm_sha256"
+        yield at.error("audio-sha256-malformed", "audio_sha256", "must be 64 lower-case hexadecimal digits", remedy)
+    if "duration_s" in row:
+        duration = row["duration_s"]
+        problem = f"{shown(duration)} is not a number of seconds above 0"
+        if not is_seconds(duration):
+            yield at.error(_number_kind("duration", duration), "duration_s", problem, "measure the file again")
+        elif duration <= 0:
+            yield at.error("duration-not-positive", "duration_s", problem, "measure the file again")
     if not isinstance(row.get("speaker", ""), str):
-        fail(path, number, "speaker", "must be a string", "write the speaker's id, or an empty string")
+        remedy = "write the speaker's id, or an empty string"
+        yield at.error("speaker-not-text", "speaker", "must be a string", remedy)
     held_out = row.get("held_out", [])
-    if not isinstance(held_out, list) or any(name not in HELD_OUT for name in held_out):
-        fail(path, number, "held_out", "must be a list", f"use names among {', '.join(HELD_OUT)}")
+    if not isinstance(held_out, list) or any(part not in HELD_OUT for part in held_out):
+        yield at.error("held-out-unknown", "held_out", "must be a list", f"use names among {', '.join(HELD_OUT)}")
 
 
-def check_slots(path: Path, number: int, row: Mapping[str, Any], labels: Mapping[str, frozenset[str]]) -> None:
-    """The domain and the slots of a manifest row against the label names of every domain."""
-    if row["domain"] not in labels:
-        fail(
-            path,
-            number,
-            "domain",
-            f"{row['domain']!r} is not in {ONTOLOGY_FILE}",
-            "add the domain and its labels there",
-        )
-    if not isinstance(row["slots"], list):
-        fail(path, number, "slots", "must be a list", "write [] where the turn fills no slot")
-    for place, slot in enumerate(row["slots"]):
-        check_texts(path, number, f"slots[{place}]", slot, ("label", "spoken", "surface", "canonical"))
-        if slot["label"] not in labels[row["domain"]]:
-            fail(
-                path,
-                number,
-                f"slots[{place}].label",
-                f"{slot['label']!r} is not a label of domain {row['domain']!r} in {ONTOLOGY_FILE}",
-                "add it there, or correct it",
-            )
+def _check_cut(at: Location, row: Mapping[str, Any]) -> Iterator[Finding]:
+    """Which part of the audio file the row is."""
+    for field in ("start_s", "end_s"):
+        if field in row and not is_seconds(row[field]):
+            problem, stem = f"{shown(row[field])} is not a number of seconds", field.removesuffix("_s")
+            yield at.error(_number_kind(stem, row[field]), field, problem, "correct it, or leave the field out")
+        elif field in row and row[field] < 0:
+            kind = f"{field.removesuffix('_s')}-negative"
+            yield at.error(kind, field, f"{row[field]} is before the file begins", "count seconds from its begin")
+    start, end = row.get("start_s", 0), row.get("end_s")
+    if is_seconds(start) and is_seconds(end) and start >= 0 and end >= 0 and end <= start:
+        yield at.error("cut-reversed", "end_s", f"{end} is not after start_s {start}", "correct one of the two")
+    channel = row.get("channel", 0)
+    if isinstance(channel, bool) or not isinstance(channel, int):
+        remedy = "write 0 for the first channel, or leave the field out for a mono file"
+        yield at.error("channel-not-a-number", "channel", f"{shown(channel)} is not a channel number", remedy)
+    elif channel < 0:
+        yield at.error("channel-negative", "channel", f"{shown(channel)} is below 0", "write 0 for the first channel")
 
 
-def check_context(path: Path, number: int, row: Mapping[str, Any]) -> None:
-    """The previous turns of a manifest row."""
+def _check_slots(at: Location, row: Mapping[str, Any], form: RowForm, labels: Labels | None) -> Iterator[Finding]:
+    """The domain and the slots against the label names of every domain."""
+    domain = row.get("domain", DEFAULT_DOMAIN)
+    if labels is not None and is_text(domain) and domain not in labels and ("domain" in row or form is SOURCE_ROW):
+        problem = f"{shown(domain)} is not in {ONTOLOGY_FILE}"
+        yield at.error("domain-unknown", "domain", problem, "add the domain and its labels there")
+    known = labels.get(domain) if labels is not None and is_text(domain) else None
+    slots = row.get("slots", [])
+    if isinstance(slots, dict) and form.short_slots:
+        for label, values in slots.items():
+            yield from _check_short_slot(at, label, values)
+            if known is not None and label.strip():
+                yield from _check_label(at, f"slots.{name(label)}", label, known, domain)
+    elif not isinstance(slots, list):
+        yield at.error("slots-wrong-type", "slots", "must be a list", "write [] where the turn fills no slot")
+    else:
+        for place, slot in enumerate(slots):
+            short = form.short_slots and not (isinstance(slot, dict) and slot.keys() & set(CORPUS_SLOT[1:]))
+            yield from check_texts(at, f"slots[{place}]", slot, SHORT_SLOT if short else CORPUS_SLOT, "slot")
+            if known is not None and isinstance(slot, dict) and is_text(slot.get("label")):
+                yield from _check_label(at, f"slots[{place}].label", slot["label"], known, domain)
+
+
+def _check_short_slot(at: Location, label: str, values: Any) -> Iterator[Finding]:
+    """One entry of `{"label": "value"}` or `{"label": ["value", ...]}`."""
+    field = f"slots.{name(label)}"
+    if not label.strip():
+        yield at.error("slot-label-blank", field, "is a blank label", "name the label")
+    if values == []:
+        yield at.error("slot-values-empty", field, "lists no value", "write the value, or remove the label")
+    for place, value in enumerate(values if isinstance(values, list) else [values]):
+        if not is_text(value):
+            kind = f"slot-value-{'blank' if isinstance(value, str) else 'not-text'}"
+            where = f"{field}[{place}]" if isinstance(values, list) else field
+            yield at.error(kind, where, f"{shown(value)} must be a non-empty string", "write the value in quotes")
+
+
+def _check_label(at: Location, field: str, label: str, known: frozenset[str], domain: str) -> Iterator[Finding]:
+    if label not in known:
+        problem = f"{shown(label)} is not a label of domain {shown(domain)} in {ONTOLOGY_FILE}"
+        yield at.error("slot-label-unknown", field, problem, "add it there, or correct it")
+
+
+def _check_context(at: Location, row: Mapping[str, Any]) -> Iterator[Finding]:
+    """The previous turns."""
     context = row.get("context", [])
     if not isinstance(context, list):
-        fail(path, number, "context", "must be a list", "write [] where there are no previous turns")
+        yield at.error("context-wrong-type", "context", "must be a list", "write [] where there are no previous turns")
+        return
     for place, turn in enumerate(context):
-        check_texts(path, number, f"context[{place}]", turn, ("speaker", "text"))
-        if turn["speaker"] not in ("agent", "caller"):
-            fail(
-                path, number, f"context[{place}].speaker", f"{turn['speaker']!r} is unknown", "use 'agent' or 'caller'"
-            )
+        yield from check_texts(at, f"context[{place}]", turn, ("speaker", "text"), "turn")
+        speaker = turn.get("speaker") if isinstance(turn, dict) else None
+        if is_text(speaker) and speaker not in SPEAKERS:
+            problem = f"{shown(speaker)} is unknown"
+            yield at.error("turn-speaker-unknown", f"context[{place}].speaker", problem, "use 'agent' or 'caller'")
 
 
-def check_texts(path: Path, number: int | None, field: str, value: Any, names: tuple[str, ...]) -> None:
-    """`value` is an object that holds exactly these non-empty strings."""
-    if not isinstance(value, dict) or value.keys() != set(names):
-        fail(path, number, field, f"must be an object of {', '.join(names)}", "correct it")
-    for name in names:
-        if not is_text(value[name]):
-            fail(path, number, f"{field}.{name}", "must be a non-empty string", "fill it")
+def _number_kind(stem: str, value: Any) -> str:
+    return f"{stem}-not-finite" if isinstance(value, float) else f"{stem}-not-a-number"
 
 
-def iter_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON object of every line, with its line number from 1."""
-    if not path.is_file():
-        raise CorpusError(f"{path}: is missing; write the corpus again")
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            yield number, _parse_object(path, number, line)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The one JSON object that a file holds. Raises CorpusError."""
-    if not path.is_file():
-        raise CorpusError(f"{path}: is missing; write the corpus again")
-    return _parse_object(path, None, path.read_bytes())
-
-
-def _parse_object(path: Path, number: int | None, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        fail(
-            path,
-            number,
-            None,
-            f"is not UTF-8 (byte {error.start + 1})",
-            "save the file as UTF-8 without a byte order mark",
-        )
-    except json.JSONDecodeError as error:
-        fail(
-            path,
-            number,
-            None,
-            f"is not valid JSON ({error.msg}, column {error.colno})",
-            "correct it, or write the corpus again",
-        )
-    if not isinstance(value, dict):
-        fail(path, number, None, "must be a JSON object", "correct it, or write the corpus again")
-    return value
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a string with something other than blanks in it."""
-    return isinstance(value, str) and bool(value.strip())
-
-
-def fail(path: Path, number: int | None, field: str | None, problem: str, remedy: str) -> NoReturn:
-    """Raise the CorpusError of one defect."""
-    where = f"{path}" + (f", line {number}" if number else "") + (f", field {field}" if field else "")
-    raise CorpusError(f"{where}: {problem}; {remedy}")
+def _stem(field: str) -> str:
+    return field.replace("_", "-")

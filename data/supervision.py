@@ -78,19 +78,25 @@ class SupervisedExample:
     example_id: str
     mode: InferenceMode
     prompt: str  # holds AUDIO_MARKER once
-    target: str  # without the end-of-sequence token
+    target: str  # without the end-of-sequence token; empty where none was asked for
     asked_labels: tuple[str, ...]  # true labels and distractors, shuffled
     reference: tuple[tuple[str, str], ...]  # (label, value) in the configured value form
 
 
 def supervise(
-    annotated: AnnotatedExample, ontology: Ontology, config: SupervisionConfig, *, mode: InferenceMode, draw: str
+    annotated: AnnotatedExample,
+    ontology: Ontology,
+    config: SupervisionConfig,
+    *,
+    mode: InferenceMode,
+    draw: str,
+    with_target: bool = True,
 ) -> SupervisedExample:
     """Write the prompt and the target of one example for one inference mode.
 
     `draw` names the random draw, e.g. "seed0/epoch3" or "evaluation"; the result depends on it, the example and the config alone, and the
-    two inference modes of one draw share their labels, context and wording. Raises ValueError when "think" is wanted of an example
-    without a trace.
+    two inference modes of one draw share their labels, context and wording. Raises ValueError when the target of "think" is wanted of an
+    example without a trace; asking a model (`with_target=False`) needs none.
     """
     example = annotated.example
     rng = random.Random(hashlib.sha256(f"{draw}|{example.id}".encode()).digest())
@@ -108,24 +114,32 @@ def supervise(
         lines.append(MODE_TOKENS[mode])
 
     reference = tuple((slot.label, getattr(slot, config.value_form)) for slot in example.slots)
-    answer = answer_json(reference)
-    if mode == "direct":
-        target = answer
-    elif annotated.trace is None:
-        raise ValueError(
-            f"example {example.id}: no reasoning trace, which {config.mode} supervision needs; add one to traces.jsonl"
-        )
-    else:
-        written = {(slot.label, slot.spoken): getattr(slot, config.value_form) for slot in example.slots}
-        target = f"<thinking>{trace_text(annotated.trace, written)}</thinking><response>{answer}</response>"
     return SupervisedExample(
         example_id=example.id,
         mode=mode,
         prompt="\n".join(lines),
-        target=target,
+        target=_target(annotated, config, mode, reference) if with_target else "",
         asked_labels=tuple(label.name for label in asked),
         reference=reference,
     )
+
+
+def _target(
+    annotated: AnnotatedExample,
+    config: SupervisionConfig,
+    mode: InferenceMode,
+    reference: tuple[tuple[str, str], ...],
+) -> str:
+    answer = answer_json(reference)
+    if mode == "direct":
+        return answer
+    if annotated.trace is None:
+        raise ValueError(
+            f"example {annotated.example.id}: no reasoning trace, which {config.mode} supervision needs; "
+            "write one with `slotgrid data annotate`"
+        )
+    written = {(slot.label, slot.spoken): getattr(slot, config.value_form) for slot in annotated.example.slots}
+    return f"<thinking>{trace_text(annotated.trace, written)}</thinking><response>{answer}</response>"
 
 
 def inference_mode(config: SupervisionConfig, index: int) -> InferenceMode:

@@ -144,6 +144,8 @@ class CorpusRef:
 
     name: str
     fingerprint: str
+    traces: str | None = None
+    """Fingerprint of the reasoning traces, where they were written after the corpus and the supervision mode trains on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

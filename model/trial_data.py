@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,8 @@ class TrialData:
         self.states = open_encoder_states(
             encoder_states, encoder_key, verify=False
         )  # the grid verified every shard once
-        self.train = self.corpus.split("train")
-        if not self.train:
-            raise ValueError(f"{corpus}: the train split is empty")
+        self._check_corpus()
+        self.train = self._training_examples()
         for annotated in self.corpus.examples:
             if annotated.example.audio_sha256 not in self.states:
                 raise ValueError(
@@ -87,10 +87,34 @@ class TrialData:
         examples = self.corpus.split(split)
         items = []
         for position, annotated in enumerate(examples):
-            supervised = self._supervise(annotated, mode, "evaluation")
+            supervised = self._supervise(annotated, mode, "evaluation", with_target=False)
             heard = examples[hear(position, len(examples))] if hear else annotated
             items.append((supervised, self._render(supervised), self._states(heard)))
         return items
+
+    def _check_corpus(self) -> None:
+        """The corpus on disk is the one that the trial names: it may have been imported or annotated anew in between."""
+        declared, traces = self.config.corpus, self.corpus.traces
+        found = replace(declared, fingerprint=self.corpus.fingerprint)
+        if declared.traces is not None:
+            found = replace(found, traces=traces.fingerprint if traces else None)
+        if found != declared:
+            raise ValueError(
+                f"{self.corpus.root}: is not the corpus that this trial was declared with (fingerprint {found.fingerprint[:12]}, traces "
+                f"{str(found.traces)[:12]} instead of {declared.fingerprint[:12]}, {str(declared.traces)[:12]}); run the experiment's `plan`"
+            )
+
+    def _training_examples(self) -> tuple[AnnotatedExample, ...]:
+        """The train split; for a mode that thinks without the examples that have no trace."""
+        train = self.corpus.split("train")
+        if "think" in self.config.inference_modes:
+            train = tuple(annotated for annotated in train if annotated.trace is not None)
+        if not train:
+            needed = " example with a reasoning trace; write traces with `slotgrid data annotate`"
+            raise ValueError(
+                f"{self.corpus.root}: the train split has no{needed if self.corpus.split('train') else ' example'}"
+            )
+        return train
 
     def _train_example(self, index: int) -> AnnotatedExample:
         return self.train[index // len(self.config.inference_modes)]
@@ -108,8 +132,12 @@ class TrialData:
         supervised = self._supervise(self._train_example(index), mode, f"seed{self.config.seed}/epoch{epoch}")
         return supervised.example_id, self._render(supervised)
 
-    def _supervise(self, annotated: AnnotatedExample, mode: InferenceMode, draw: str) -> SupervisedExample:
-        return supervise(annotated, self.corpus.ontology, self.config.supervision, mode=mode, draw=draw)
+    def _supervise(
+        self, annotated: AnnotatedExample, mode: InferenceMode, draw: str, *, with_target: bool = True
+    ) -> SupervisedExample:
+        return supervise(
+            annotated, self.corpus.ontology, self.config.supervision, mode=mode, draw=draw, with_target=with_target
+        )
 
     def _render(self, supervised: SupervisedExample) -> RenderedExample:
         return render(supervised, self.tokenizer, self.config.foundation.kind)

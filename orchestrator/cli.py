@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
 from orchestrator.grid import AXES, check_trials, select_trials
 from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
@@ -89,6 +90,11 @@ def _parser(experiment: Experiment) -> OneLineParser:
         metavar="PATH",
         help="folder of everything (default: SLOTGRID_STORE, else ./runs)",
     )
+    parser.add_argument(
+        "--corpus",
+        metavar="CORPUS",
+        help="an imported corpus, by its name in the store or its folder (default: the synthetic one of the scale)",
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database (default: one in the store)")
     only = f"only these cells; axes: {', '.join(AXES)}; several values of one axis are alternatives"
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="AXIS=VALUE", help=only)
@@ -116,7 +122,9 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         raise ValueError(f"--seeds: {options.seeds} is too few; give at least 1")
     scale, scale_line = choose_scale(options.scale)
     store = open_store(options.store)
-    seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.name)))
+    if options.corpus is not None:
+        scale = scale.on(describe_corpus(find_corpus(options.corpus, store)))
+    seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.label)))
     grid = check_trials(experiment.declare(scale, seeds))
     return Request(
         experiment=experiment,
@@ -138,7 +146,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
 def _given(options: argparse.Namespace, parser: OneLineParser) -> list[str]:
     """The options that a next step repeats: those that differ from their defaults."""
     words: list[str] = []
-    for name in ("scale", "store", "tracking_uri", "seeds"):
+    for name in ("scale", "corpus", "store", "tracking_uri", "seeds"):
         value = getattr(options, name)
         if value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", public_uri(str(value))]

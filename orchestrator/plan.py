@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data.atomic import write_json
 from model.configs import TrialConfig
+from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
 from orchestrator.identity import fingerprint, read_document
 from orchestrator.layout import RunFolder, Store
@@ -53,7 +54,7 @@ class Plan:
     @property
     def run(self) -> RunFolder:
         """The run folder."""
-        return self.store.runs(self.experiment.name, self.scale.name)
+        return self.store.runs(self.experiment.name, self.scale.label)
 
     def action(self, state: TrialState) -> Action:
         """What `run` does with one trial: a stale one is blocked unless `--rerun-stale` sets it aside."""
@@ -96,9 +97,13 @@ def make_plan(
     rerun_stale: bool = False,
 ) -> Plan:
     """Look at the store and plan. Raises ValueError when a file of the run folder is damaged."""
-    states = tuple(read_states(store.runs(experiment.name, scale.name), trials))
-    needed = [state.trial.foundation for state in states if state.state != "done"]
-    prerequisites = tuple(find_prerequisites(scale, store, needed)) if needed else ()
+    states = tuple(read_states(store.runs(experiment.name, scale.label), trials))
+    left = [state.trial for state in states if state.state != "done"]
+    foundations, thinking = (
+        [trial.foundation for trial in left],
+        any("think" in trial.inference_modes for trial in left),
+    )
+    prerequisites = tuple(find_prerequisites(scale, store, foundations, thinking=thinking)) if left else ()
     return Plan(
         experiment=experiment,
         scale=scale,
@@ -115,6 +120,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return {
         "experiment": plan.experiment.name,
         "scale": plan.scale.name,
+        "corpus": corpus_ref(plan.scale.corpus).name,
         "seeds": plan.seeds,
         "run_folder": str(plan.run.path),
         "prerequisites": [asdict(item) for item in plan.prerequisites],
@@ -153,7 +159,9 @@ def planned_seeds(run: RunFolder) -> int:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """The plan for people: what is shared, the trials, and the sum."""
-    console.print(f"[bold]{plan.experiment.name}[/] at scale {plan.scale.name}: {escape(str(plan.run.path))}")
+    console.print(
+        f"[bold]{plan.experiment.name}[/] at scale {plan.scale.name}, corpus {corpus_ref(plan.scale.corpus).name}: {escape(str(plan.run.path))}"
+    )
     if plan.prerequisites:
         console.print(_prerequisites_table(plan))
     console.print(trials_table(plan.states, {state.id: plan.action(state) for state in plan.states}))

@@ -6,7 +6,7 @@ Every stage asks the store first and computes only what is missing, so preparing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +14,9 @@ from rich.console import Console
 from data.callcentre.synthesize import synthesize
 from data.encoder_states import AudioItem, StateKey, write_encoder_states
 from data.executors import Executor
-from data.manifest import Corpus
+from data.manifest import Corpus, open_corpus
 from model.configs import EncoderConfig, TrialConfig
+from orchestrator.corpora import ImportedCorpus, corpus_folder, corpus_ref
 from orchestrator.layout import Store
 from orchestrator.progress import stage_progress
 from orchestrator.scales import Scale
@@ -35,18 +36,21 @@ def prepare(
 ) -> dict[EncoderConfig, PreparedData]:
     """Make what is missing, with progress on the console, and return it for every encoder that the trials use.
 
-    Raises ValueError when a trial asks for a corpus that this scale does not make, OSError when the disk is full.
+    Raises ValueError when a trial asks for a corpus that this scale does not have, OSError when the disk is full.
     """
+    ref = corpus_ref(scale.corpus)
     for trial in trials:
-        if trial.corpus != scale.corpus_ref:
+        if trial.corpus not in (ref, replace(ref, traces=None)):
             raise ValueError(
-                f"corpus: a trial asks for {trial.corpus.name} ({trial.corpus.fingerprint[:12]}), scale {scale.name} makes "
-                f"{scale.corpus_ref.name} ({scale.corpus_ref.fingerprint[:12]}); declare trials with scale.trial(...)"
+                f"corpus: a trial asks for {trial.corpus.name} ({trial.corpus.fingerprint[:12]}), scale {scale.label} has "
+                f"{ref.name} ({ref.fingerprint[:12]}); declare trials with scale.trial(...)"
             )
-    with stage_progress(console, f"voicing {scale.corpus.examples:,} utterances") as on_progress:
-        corpus = synthesize(
-            store.corpus(scale.corpus_ref), config=scale.corpus, executor=executor, on_progress=on_progress
-        )
+    folder = corpus_folder(scale.corpus, store)
+    if isinstance(scale.corpus, ImportedCorpus):
+        corpus = open_corpus(folder)
+    else:
+        with stage_progress(console, f"voicing {scale.corpus.examples:,} utterances") as on_progress:
+            corpus = synthesize(folder, config=scale.corpus, executor=executor, on_progress=on_progress)
     encoders = dict.fromkeys(trial.encoder for trial in trials)
     return {encoder: _encode(encoder, corpus, store, executor, console) for encoder in encoders}
 

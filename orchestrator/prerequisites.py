@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from typing import Literal
 from data.atomic import file_sha256
 from model.configs import EncoderConfig, Foundation
 from model.foundations import local_folder
+from orchestrator.corpora import ImportedCorpus, corpus_folder, corpus_ref
 from orchestrator.layout import Store
 from orchestrator.scales import Scale
 
@@ -34,10 +36,13 @@ class Prerequisite:
     detail: str  # ready: what is there; to make: what it takes; missing: what to do
 
 
-def find_prerequisites(scale: Scale, store: Store, foundations: Iterable[Foundation]) -> list[Prerequisite]:
-    """Corpus, encoder, encoder states and the foundations that the trials to run need."""
+def find_prerequisites(
+    scale: Scale, store: Store, foundations: Iterable[Foundation], *, thinking: bool = True
+) -> list[Prerequisite]:
+    """Corpus, reasoning traces (`thinking`: some trial trains on them), encoder, its states and the foundations that the trials to run need."""
     return [
         _corpus(scale, store),
+        *_traces(scale, thinking=thinking),
         _encoder(scale.encoder, store),
         _encoder_states(scale, store),
         *(_foundation(foundation) for foundation in dict.fromkeys(foundations)),
@@ -52,12 +57,26 @@ def _offline() -> bool:
 
 
 def _corpus(scale: Scale, store: Store) -> Prerequisite:
-    name, examples = f"corpus {scale.corpus_ref.name}", scale.corpus.examples
-    if (store.corpus(scale.corpus_ref) / "corpus.json").is_file():
+    name, examples = f"corpus {corpus_ref(scale.corpus).name}", scale.corpus.examples
+    if (corpus_folder(scale.corpus, store) / "corpus.json").is_file():
         return Prerequisite(name=name, state="ready", detail=f"{examples:,} examples")
     if find_spec("hibari") is None:
         return Prerequisite(name=name, state="missing", detail=f"it is synthesized with hibari-tts: {_TINY_EXTRA}")
     return Prerequisite(name=name, state="to make", detail=f"{examples:,} examples to synthesize")
+
+
+def _traces(scale: Scale, *, thinking: bool) -> list[Prerequisite]:
+    """Of an imported corpus; the synthetic one brings its own."""
+    if not thinking or not isinstance(scale.corpus, ImportedCorpus):
+        return []
+    corpus, name = scale.corpus, "reasoning traces"
+    if not corpus.has_traces:
+        remedy = (
+            f"none yet, and only mode=regular trains without: slotgrid data annotate {shlex.quote(str(corpus.root))}"
+        )
+        return [Prerequisite(name=name, state="missing", detail=remedy)]
+    left_out = f"; {corpus.without_trace:,} examples have none, reasoning and hybrid do not train on them"
+    return [Prerequisite(name=name, state="ready", detail="attached" + left_out * bool(corpus.without_trace))]
 
 
 def _encoder(encoder: EncoderConfig, store: Store) -> Prerequisite:
@@ -75,7 +94,7 @@ def _encoder(encoder: EncoderConfig, store: Store) -> Prerequisite:
 
 def _encoder_states(scale: Scale, store: Store) -> Prerequisite:
     name = f"encoder states {scale.encoder.name}, padding {scale.encoder.padding}"
-    manifest = store.corpus(scale.corpus_ref) / "manifest.jsonl"
+    manifest = corpus_folder(scale.corpus, store) / "manifest.jsonl"
     if not (manifest.parent / "corpus.json").is_file():
         return Prerequisite(name=name, state="to make", detail=f"{scale.corpus.examples:,} audio files to encode")
     audio = _manifest_audio(manifest)

@@ -119,7 +119,7 @@ def write_report(experiment: Experiment, scale: Scale, run: RunFolder, trials: S
     _write_csv(run.results_csv, [_result_row(state) for state in states])
     _write_csv(run.costs_csv, [_cost_row(state) for state in states])
     draw_heatmap(
-        run.heatmap, comparison, title=f"{experiment.name}, scale {scale.name}: partial-match F1 on the test split"
+        run.heatmap, comparison, title=f"{experiment.name}, scale {scale.label}: partial-match F1 on the test split"
     )
     with atomic_open(run.report_md) as stream:
         stream.write("\n".join(_markdown(experiment, scale, run, states, comparison)) + "\n")
@@ -164,7 +164,7 @@ def _markdown(
     experiment: Experiment, scale: Scale, run: RunFolder, states: Sequence[TrialState], comparison: Comparison
 ) -> Iterable[str]:
     done = sum(state.state == "done" for state in states)
-    yield f"# {experiment.name}, scale {scale.name}: {done} of {len(states)} trials done"
+    yield f"# {experiment.name}, scale {scale.label}: {done} of {len(states)} trials done"
     yield f"\nScale: {scale.summary}."
     yield f"\n## Partial-match F1\n\n{HEADLINE_NOTE}\n"
     yield from _table(["", *comparison.modes], _comparison_rows(comparison))

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from data.callcentre.synthesize import open_finished
+from data.manifest import open_corpus
 from model.configs import TrialConfig
+from orchestrator.corpora import ImportedCorpus, corpus_folder
 from orchestrator.experiment import Experiment
 from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, public_uri
@@ -47,7 +49,7 @@ def run_grid(
     KeyboardInterrupt when it was stopped by Ctrl-C or SIGTERM, after everything was left in order.
     """
     console = open_console(soft_wrap=True)
-    run = store.runs(experiment.name, scale.name)
+    run = store.runs(experiment.name, scale.label)
     with hold_lease(run) as lease, _sigterm_interrupts():
         states = _set_stale_aside(run, trials, rerun_stale)
         to_run = [state.trial for state in states if state.state != "done"]
@@ -59,9 +61,7 @@ def run_grid(
                 mirror.finish("FINISHED")
             return _summarize(run, trials, mirror.uri, console)
         _check_disk(scale, to_run, store)
-        open_finished(
-            store.corpus(scale.corpus_ref), scale.corpus
-        )  # a damaged corpus is told now, not after Ray has started
+        _check_corpus(scale, store)
         mirror.start()
         try:
             _train(scale, to_run, trials, run, store, lease, console)
@@ -83,7 +83,7 @@ def _build_mirror(
     def warn(message: str) -> None:
         console.print(f"[yellow]warning:[/] {escape(message)}")
 
-    return Mirror(experiment, scale.name, trials, store, uri=tracking_uri(uri, store), warn=warn)
+    return Mirror(experiment, scale, trials, store, uri=tracking_uri(uri, store), warn=warn)
 
 
 def _set_stale_aside(run: RunFolder, trials: Sequence[TrialConfig], rerun_stale: bool) -> list[TrialState]:
@@ -175,6 +175,15 @@ def _summarize(run: RunFolder, trials: Sequence[TrialConfig], uri: str, console:
     return EXIT_FAILED
 
 
+def _check_corpus(scale: Scale, store: Store) -> None:
+    """A damaged corpus is told now, not after Ray has started."""
+    folder = corpus_folder(scale.corpus, store)
+    if isinstance(scale.corpus, ImportedCorpus):
+        open_corpus(folder)
+    else:
+        open_finished(folder, scale.corpus)
+
+
 def _check_disk(scale: Scale, to_run: Sequence[TrialConfig], store: Store) -> None:
     """Raise ValueError when the store's disk cannot hold what the run will write."""
     store.root.mkdir(parents=True, exist_ok=True)
@@ -187,8 +196,8 @@ def _check_disk(scale: Scale, to_run: Sequence[TrialConfig], store: Store) -> No
 
 def _bytes_to_write(scale: Scale, to_run: Sequence[TrialConfig], store: Store) -> float:
     """A rough sum: audio and encoder states that are not there yet, and three checkpoints of each trial (two kept, one being written)."""
-    prepared = 0.0
-    if not (store.corpus(scale.corpus_ref) / "corpus.json").exists():
+    prepared = scale.corpus.examples * 0.2e6 if isinstance(scale.corpus, ImportedCorpus) else 0.0
+    if not (corpus_folder(scale.corpus, store) / "corpus.json").exists():
         prepared = scale.corpus.examples * 0.3e6  # about 0.08 MB of audio and 0.2 MB of encoder states
     checkpoints = 0.0
     for trial in to_run:

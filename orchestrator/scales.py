@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data.callcentre.synthesize import CORPUS_NAME, SyntheticCorpusConfig
-from data.records import SUPERVISION_MODES, SupervisionMode
+from data.callcentre.synthesize import SyntheticCorpusConfig
+from data.records import INFERENCE_MODES, SUPERVISION_MODES, SupervisionMode
 from data.scoring import METRIC_VERSION
 from data.supervision import SupervisionConfig, ValueForm
 from model.configs import (
     AdapterConfig,
     Budget,
-    CorpusRef,
     EncoderConfig,
     EvaluationConfig,
     Execution,
@@ -27,6 +26,7 @@ from model.configs import (
     TrialConfig,
 )
 from model.foundations import FOUNDATIONS
+from orchestrator.corpora import GridCorpus, ImportedCorpus, corpus_ref
 
 PAPER_GPU_GIB = 39
 """The smallest GPU that an 8B trial fits: 16 GB of bf16 weights, LoRA, and the activations of a micro-batch. A "40 GB" card reports a little less."""
@@ -42,7 +42,7 @@ class Scale:
     modes: tuple[SupervisionMode, ...] = SUPERVISION_MODES
     seeds: int = 1  # when `--seeds` does not say
     only_cells: frozenset[tuple[str, SupervisionMode]] | None = None  # (foundation, mode); None: the full product
-    corpus: SyntheticCorpusConfig
+    corpus: GridCorpus
     label_descriptions: bool = True
     value_form: ValueForm = "surface"
     budget: Budget
@@ -55,18 +55,25 @@ class Scale:
     max_concurrent: int | None = None  # trials at a time; None: as many as the machines hold
 
     @property
-    def corpus_ref(self) -> CorpusRef:
-        """The corpus by name and fingerprint; `Store.corpus` says where it lies."""
-        return CorpusRef(name=CORPUS_NAME, fingerprint=self.corpus.fingerprint())
+    def label(self) -> str:
+        """Names run folders: the scale's name, and the corpus's where it is not the scale's own."""
+        return f"{self.name}-{self.corpus.ref.name}" if isinstance(self.corpus, ImportedCorpus) else self.name
+
+    def on(self, corpus: ImportedCorpus) -> Scale:
+        """This scale on another corpus than its own, scored on the splits that it has."""
+        splits = tuple(split for split in self.evaluation.splits if split in corpus.splits)
+        return replace(self, corpus=corpus, evaluation=replace(self.evaluation, splits=splits))
 
     def trial(self, *, foundation: Foundation, mode: SupervisionMode, seed: int) -> TrialConfig:
         """One cell of a grid at this scale."""
+        ref = corpus_ref(self.corpus)
         return TrialConfig(
             foundation=foundation,
             supervision=SupervisionConfig(
                 mode=mode, label_descriptions=self.label_descriptions, value_form=self.value_form
             ),
-            corpus=self.corpus_ref,
+            # Direct answers are trained without traces: new traces leave such a trial what it is.
+            corpus=ref if "think" in INFERENCE_MODES[mode] else replace(ref, traces=None),
             budget=self.budget,
             seed=seed,
             encoder=self.encoder,

@@ -15,12 +15,14 @@ from typing import Any
 
 from data.atomic import file_sha256, iter_whole_lines, write_json
 from model.configs import TrialConfig
+from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
 from orchestrator.identity import config_to_json, fingerprint, read_document, trial_id
 from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
 from orchestrator.mlflow_tracker import MetricPoint, MlflowTracker, RunStatus
 from orchestrator.provenance import code_revision
 from orchestrator.results import read_result
+from orchestrator.scales import Scale
 
 PASS_EVERY_S = 5.0
 RETRY_EVERY_S = 30.0
@@ -40,7 +42,7 @@ class Mirror:
     def __init__(
         self,
         experiment: Experiment,
-        scale: str,
+        scale: Scale,
         trials: Sequence[TrialConfig],
         store: Store,
         *,
@@ -51,7 +53,7 @@ class Mirror:
         self.uri = uri
         self._experiment = experiment
         self._scale = scale
-        self._run = store.runs(experiment.name, scale)
+        self._run = store.runs(experiment.name, scale.label)
         self._trials = {trial_id(trial): trial for trial in trials}
         self._artifact_root = store.mlflow_artifacts if uri == store.mlflow_uri else None
         self._warn = warn
@@ -140,7 +142,7 @@ class Mirror:
             tracker = MlflowTracker(self.uri, self._experiment.name, artifact_root=self._artifact_root)
             self._parent = tracker.open_run(
                 self._run.mlflow_run_id,
-                name=f"{self._experiment.name}-{self._scale}",
+                name=self._run.path.name,
                 tags=self._tags() | {"state": "running", "mlflow.note.content": self._experiment.hypothesis},
                 params={},
             )
@@ -180,7 +182,8 @@ class Mirror:
         write_json(folder.path / _MARKER, _trial_marker(folder, self.uri))
 
     def _tags(self) -> dict[str, str]:
-        return {"scale": self._scale, "git_revision": code_revision()}
+        corpus = corpus_ref(self._scale.corpus).name
+        return {"scale": self._scale.name, "corpus": corpus, "git_revision": code_revision()}
 
     def _parent_marker(self) -> dict[str, Any]:
         report = {path.name: file_sha256(path) for path in _report_files(self._run) if path.exists()}

@@ -47,7 +47,7 @@ class Request:
     @property
     def run(self) -> RunFolder:
         """The run folder."""
-        return self.store.runs(self.experiment.name, self.scale.name)
+        return self.store.runs(self.experiment.name, self.scale.label)
 
     def command(self, verb: str, *more: str) -> str:
         """The command line for a next step, with the same options."""

@@ -8,12 +8,12 @@ import pytest
 @pytest.fixture(scope="session")
 def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic corpus of 20 spoken examples."""
-    from data.callcentre.synthesize import SyntheticCorpusConfig, synthesize
+    from corpus_samples.synthetic import CONFIG
+    from data.callcentre.synthesize import synthesize
     from data.executors import SerialExecutor
 
     root = tmp_path_factory.mktemp("corpus")
-    config = SyntheticCorpusConfig(train=10, validation=3, test=5, test_frame=2, test_domain=1)
-    synthesize(root, config=config, executor=SerialExecutor(), on_progress=None)
+    synthesize(root, config=CONFIG, executor=SerialExecutor(), on_progress=None)
     return root
 
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from data.executors import Executor, ProcessExecutor, SerialExecutor
-from data.manifest import CORPUS_FILE, CorpusError
-from orchestrator.layout import DEFAULT_STORE, Store, open_store
+from orchestrator.corpora import find_corpus
+from orchestrator.layout import DEFAULT_STORE, open_store
 
 SubParsers = argparse._SubParsersAction  # what `add_subparsers` returns; argparse gives the class no public name
 
@@ -25,25 +25,13 @@ def add_store(parser: argparse.ArgumentParser, option: str = "--store") -> None:
 
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:
-    """The argument CORPUS and the option --store: what `find_corpus` reads."""
+    """The argument CORPUS and the option --store: what `corpus_of` reads."""
     parser.add_argument("corpus", metavar="CORPUS", help="a corpus of the store by name, or a corpus folder")
     add_store(parser)
 
 
-def find_corpus(corpus: str, store: Store) -> Path:
-    """The folder of a finished corpus: `corpus` is a folder, or a name in the store. Raises CorpusError that lists what the store has."""
-    for folder in (Path(corpus).expanduser(), store.corpora / corpus):
-        if (folder / CORPUS_FILE).is_file():
-            return folder.absolute()
-    there = sorted(path.parent.name for path in store.corpora.glob(f"*/{CORPUS_FILE}"))
-    known = f"the store has {', '.join(there)}" if there else "the store has none"
-    raise CorpusError(
-        f"{corpus}: is no corpus folder and no corpus of {store.root} ({known}); `slotgrid data import --help` says how to make one"
-    )
-
-
 def corpus_of(options: argparse.Namespace) -> Path:
-    """`find_corpus` of a parsed command line."""
+    """The folder of the corpus that a command line names. Raises CorpusError."""
     return find_corpus(options.corpus, open_store(options.store))
 
 

@@ -118,7 +118,7 @@ def test_a_label_with_two_values_holds_a_list() -> None:
 
 
 def test_thinking_without_a_trace_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"train-0: no reasoning trace.*traces.jsonl"):
+    with pytest.raises(ValueError, match=r"train-0: no reasoning trace.*slotgrid data annotate"):
         supervise(_example(trace=False), ONTOLOGY, SupervisionConfig(mode="reasoning"), mode="think", draw="x")
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpus_samples.synthetic import REF
 from safetensors.torch import load_file
 
 from data.atomic import iter_whole_lines
 from data.supervision import SupervisionConfig
 from model.checkpoints import newest_checkpoint
-from model.configs import AdapterConfig, Budget, CorpusRef, EvaluationConfig, Execution, OptimConfig, TrialConfig
+from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, OptimConfig, TrialConfig
 from model.foundations import FOUNDATIONS
 from model.trial import run_trial
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = TrialConfig(
     foundation=FOUNDATIONS["tiny-hybrid"],
     supervision=SupervisionConfig(mode="hybrid", label_descriptions=False, value_form="spoken"),
-    corpus=CorpusRef(name="synthetic-call-centre", fingerprint="test"),
+    corpus=REF,
     budget=Budget(steps=4, batch_size=4),
     adapter=AdapterConfig(hidden_width=64),
     optim=OptimConfig(precision="fp32", lora_learning_rate=1e-3),

@@ -91,6 +91,7 @@ def test_a_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
         {"evaluation": EvaluationConfig(max_new_tokens_think=511)},
         {"metric_version": 2},
         {"corpus": CorpusRef(name="calls", fingerprint="4567")},
+        {"corpus": CorpusRef(name="calls", fingerprint="0123", traces="89")},
     ],
 )
 def test_everything_computed_enters_the_fingerprint(change: dict) -> None:

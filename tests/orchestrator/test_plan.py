@@ -8,6 +8,7 @@ import pytest
 
 from data.atomic import write_json
 from model.configs import TrialConfig
+from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
 from orchestrator.grid import product
 from orchestrator.layout import Store
@@ -59,7 +60,7 @@ def test_planning_writes_nothing(store: Store, tiny_grid: list[TrialConfig]) -> 
 
 def test_the_plan_counts_the_audio_that_is_encoded_already(store: Store, tiny_grid: list[TrialConfig]) -> None:
     tiny = SCALES["tiny"]
-    corpus = store.corpus(tiny.corpus_ref)
+    corpus = store.corpus(corpus_ref(tiny.corpus))
     assert prerequisite(plan_of(store, tiny, tiny_grid), "corpus")[0] == "to make"
     corpus.mkdir(parents=True)
     rows = [{"id": str(n), "audio_sha256": f"sha{n}"} for n in range(3)]

@@ -15,6 +15,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.identity import trial_id
 from orchestrator.layout import Store
 from orchestrator.results import Failure
+from orchestrator.scales import SCALES
 from orchestrator.tracking import Mirror, flatten, tracking_uri
 
 EXPERIMENT = Experiment(name="mirrored", hypothesis="Mirrors do not lie.", declare=lambda scale, seeds: [])
@@ -37,7 +38,7 @@ def build(store: Store, empty_database: Path) -> Callable[..., Mirror]:
 
     def build(trials: list[TrialConfig], uri: str | None = None, warnings: list[str] | None = None) -> Mirror:
         warn = (warnings if warnings is not None else []).append
-        return Mirror(EXPERIMENT, "tiny", trials, store, uri=uri or store.mlflow_uri, warn=warn)
+        return Mirror(EXPERIMENT, SCALES["tiny"], trials, store, uri=uri or store.mlflow_uri, warn=warn)
 
     return build
 
