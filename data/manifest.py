@@ -13,7 +13,7 @@ from typing import Any
 from data.atomic import file_sha256, write_json, write_jsonl
 from data.audio_folder import AudioFolder
 from data.findings import Finding
-from data.json_lines import CorpusError, Location, is_text, iter_objects, raise_first, read_object, shown
+from data.json_lines import CorpusError, Location, is_text, iter_objects, key_name, raise_first, read_object, shown
 from data.manifest_rows import CORPUS_ROW, ONTOLOGY_FILE, check_row, check_text, check_texts, label_names
 from data.records import (
     SPLITS,
@@ -185,7 +185,7 @@ def check_ontology(at: Location, value: Mapping[str, Any]) -> Iterator[Finding]:
         yield at.error("ontology-domains-wrong", "domains", problem, "list the labels of every domain")
         return
     for domain, labels in domains.items():
-        field = f"domains.{domain}"
+        field = f"domains.{key_name(domain)}"
         if not isinstance(labels, list) or not labels:
             problem = "must be a non-empty list"
             yield at.error("ontology-labels-wrong", field, problem, "list the labels of the domain")

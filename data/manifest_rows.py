@@ -13,26 +13,8 @@ from typing import Any, TypeGuard
 
 from data.audio_folder import AudioFolder
 from data.findings import Finding
-from data.json_lines import CorpusError, Location, is_text, name, shown
+from data.json_lines import Location, is_text, key_name, shown
 from data.records import SPLITS, Example
-
-__all__ = [
-    "CORPUS_ROW",
-    "DEFAULT_DOMAIN",
-    "HELD_OUT",
-    "ONTOLOGY_FILE",
-    "SOURCE_ROW",
-    "AudioFolder",
-    "CorpusError",
-    "Labels",
-    "RowForm",
-    "check_row",
-    "check_text",
-    "check_texts",
-    "is_seconds",
-    "label_names",
-    "slot_items",
-]
 
 ONTOLOGY_FILE = "ontology.json"
 HELD_OUT = ("frame", "value", "speaker", "domain")
@@ -94,7 +76,7 @@ def slot_items(slots: Any) -> Iterator[tuple[str, Any, str]]:
     if isinstance(slots, dict):
         for label, values in slots.items():
             for place, value in enumerate(values if isinstance(values, list) else [values]):
-                yield label, value, f"slots.{name(label)}" + (f"[{place}]" if isinstance(values, list) else "")
+                yield label, value, f"slots.{key_name(label)}" + (f"[{place}]" if isinstance(values, list) else "")
     else:
         for place, slot in enumerate(slots):
             yield slot["label"], slot.get("value", slot), f"slots[{place}]"
@@ -109,7 +91,7 @@ def check_text(at: Location, field: str, value: Any) -> Iterator[Finding]:
 
 def check_texts(at: Location, field: str, value: Any, names: tuple[str, ...], stem: str) -> Iterator[Finding]:
     """`value` is an object that holds exactly these non-empty strings. `stem` begins the kinds."""
-    if not isinstance(value, dict) or value.keys() != set(names):
+    if not isinstance(value, dict) or len(value) != len(names) or not all(key in value for key in names):
         yield at.error(f"{stem}-shape", field, f"must be an object of {', '.join(names)}", "correct it")
         return
     for key in names:
@@ -135,7 +117,7 @@ def _check_names(at: Location, row: Mapping[str, Any], form: RowForm) -> Iterato
         near = extractOne(key, form.known, score_cutoff=60)
         remedy = f"did you mean {near[0]}? The fields are" if near else "remove it; the fields are"
         yield at.error(
-            "field-unknown", name(key), "is not a field of a manifest row", f"{remedy} {', '.join(form.known)}"
+            "field-unknown", key_name(key), "is not a field of a manifest row", f"{remedy} {', '.join(form.known)}"
         )
 
 
@@ -158,7 +140,7 @@ def _check_facts(at: Location, row: Mapping[str, Any]) -> Iterator[Finding]:
         remedy = "write the speaker's id, or an empty string"
         yield at.error("speaker-not-text", "speaker", "must be a string", remedy)
     held_out = row.get("held_out", [])
-    if not isinstance(held_out, list) or any(part not in HELD_OUT for part in held_out):
+    if not isinstance(held_out, list | tuple) or any(part not in HELD_OUT for part in held_out):
         yield at.error("held-out-unknown", "held_out", "must be a list", f"use names among {', '.join(HELD_OUT)}")
 
 
@@ -194,8 +176,8 @@ def _check_slots(at: Location, row: Mapping[str, Any], form: RowForm, labels: La
         for label, values in slots.items():
             yield from _check_short_slot(at, label, values)
             if known is not None and label.strip():
-                yield from _check_label(at, f"slots.{name(label)}", label, known, domain)
-    elif not isinstance(slots, list):
+                yield from _check_label(at, f"slots.{key_name(label)}", label, known, domain)
+    elif not isinstance(slots, list | tuple):
         yield at.error("slots-wrong-type", "slots", "must be a list", "write [] where the turn fills no slot")
     else:
         for place, slot in enumerate(slots):
@@ -207,7 +189,7 @@ def _check_slots(at: Location, row: Mapping[str, Any], form: RowForm, labels: La
 
 def _check_short_slot(at: Location, label: str, values: Any) -> Iterator[Finding]:
     """One entry of `{"label": "value"}` or `{"label": ["value", ...]}`."""
-    field = f"slots.{name(label)}"
+    field = f"slots.{key_name(label)}"
     if not label.strip():
         yield at.error("slot-label-blank", field, "is a blank label", "name the label")
     if values == []:
@@ -228,7 +210,7 @@ def _check_label(at: Location, field: str, label: str, known: frozenset[str], do
 def _check_context(at: Location, row: Mapping[str, Any]) -> Iterator[Finding]:
     """The previous turns."""
     context = row.get("context", [])
-    if not isinstance(context, list):
+    if not isinstance(context, list | tuple):
         yield at.error("context-wrong-type", "context", "must be a list", "write [] where there are no previous turns")
         return
     for place, turn in enumerate(context):

@@ -1,4 +1,4 @@
-"""Predictions -> partial-match F1 and the rates that explain it. `docs/metric.md` is the metric card.
+"""Predictions -> partial-match F1, SLU-F1 and the rates that explain them. `docs/metric.md` is the metric card.
 
 Counts add up: count each example once, then sum over a split, a label or a bootstrap resample, and turn the sum into a
 `Score`. The paper does not publish its partial-match rule; this one is ours, and `METRIC_VERSION` names it.
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from data.answers import Answer, parse_answer
 from data.normalize import normalize_value
 from data.records import Prediction
+from data.slu_f1 import SluCounts, count_slu
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2
 """Rises with any change that can change a score; scores of different versions are never compared."""
 
 MIN_TOKEN_F1 = 0.5
 """Two values of which neither contains the other match from this token F1 on."""
 
 Tokens = tuple[str, ...]
+Pairs = Sequence[tuple[str, str]]
+"""(label, value), in the order written."""
 Matcher = Callable[[Tokens, Tokens], bool]
 
 
@@ -38,8 +41,10 @@ class Counts:
     examples: int = 0
     truncated: int = 0  # answers that the token budget ended
     parse_failures: int = 0  # answers that ended by themselves and cannot be read
+    repaired: int = 0  # answers that ended by themselves and could be read only after a repair
     obedient: int = 0  # answers that thought when asked to, or did not when not asked to
     output_tokens: int = 0
+    slu: SluCounts = field(default_factory=SluCounts)
 
     def __add__(self, other: Counts) -> Counts:
         """Field by field."""
@@ -54,7 +59,9 @@ class Score:
     partial_recall: float
     partial_f1: float
     exact_f1: float
+    slu_f1: float
     parse_failure_rate: float  # of examples; an answer is truncated or a parse failure, never both
+    repair_rate: float  # of examples; a repaired answer is neither truncated nor a parse failure
     truncation_rate: float  # of examples
     hallucinated_slot_rate: float  # of predicted slot values
     mode_obedience: float  # of examples
@@ -69,15 +76,19 @@ class Score:
 def values_match(predicted: Tokens, reference: Tokens) -> bool:
     """The partial-match rule on normalised tokens: one contains the other as a contiguous run, or token F1 >= 0.5."""
     short, long = sorted((predicted, reference), key=len)
+    if not short:
+        return False  # a blank value, which an answer cannot hold but a file of predictions can, is in no other
     if any(long[start : start + len(short)] == short for start in range(len(long) - len(short) + 1)):
         return True
     shared = (Counter(predicted) & Counter(reference)).total()
     return 2 * shared >= MIN_TOKEN_F1 * (len(predicted) + len(reference))
 
 
-def count_matches(predicted: Sequence[Tokens], references: Sequence[Tokens], matches: Matcher) -> int:
-    """The size of the largest one-to-one assignment of predicted to reference values (augmenting paths)."""
-    taken_by: dict[int, int] = {}
+def assign_values(
+    predicted: Sequence[Tokens], references: Sequence[Tokens], matches: Matcher, begin: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """A largest one-to-one assignment, reference index to predicted index (augmenting paths), grown from the assignment `begin`."""
+    taken_by = dict(begin or {})
 
     def assign(row: int, tried: set[int]) -> bool:
         for column, reference in enumerate(references):
@@ -89,11 +100,39 @@ def count_matches(predicted: Sequence[Tokens], references: Sequence[Tokens], mat
                 return True
         return False
 
-    return sum(assign(row, set()) for row in range(len(predicted)))
+    for row in sorted(set(range(len(predicted))) - set(taken_by.values())):
+        assign(row, set())
+    return taken_by
+
+
+def count_values(
+    references: Pairs, predicted: Pairs, *, asked: Collection[str] | None = None, fold_case: bool = True
+) -> dict[str, Counts]:
+    """The slot counts of one example per label that was asked for, is there to find or was written; the per-answer counts stay 0.
+
+    `asked` None: every label may be written. SLU-F1 is the one score whose values are not normalised: both are compared in lower
+    case, and `fold_case` False leaves the predicted ones as they are, as the official script does.
+    """
+    labels = dict.fromkeys([*(asked or ()), *(label for label, _ in references), *(label for label, _ in predicted)])
+    counts: dict[str, Counts] = {}
+    for label in labels:
+        written = [value for name, value in predicted if name == label]
+        wanted = [value for name, value in references if name == label]
+        tokens, wanted_tokens = [normalize_value(v) for v in written], [normalize_value(v) for v in wanted]
+        counts[label] = Counts(
+            true_positives=len(assign_values(tokens, wanted_tokens, values_match)),
+            exact_true_positives=len(assign_values(tokens, wanted_tokens, operator.eq)),
+            predicted=len(written),
+            references=len(wanted),
+            hallucinated=0 if wanted else len(written),
+            unasked=0 if asked is None or label in asked else len(written),
+            slu=count_slu([v.lower() for v in wanted], [v.lower() for v in written] if fold_case else written),
+        )
+    return counts
 
 
 def count_labels(prediction: Prediction, answer: Answer) -> dict[str, Counts]:
-    """The slot counts of one answer per label that was asked for or written; the per-answer counts stay 0.
+    """`count_values` of one answer; a truncated one fills nothing.
 
     Raises ValueError where the reference itself is faulty: a label that was not asked for, or a blank value.
     """
@@ -105,20 +144,9 @@ def count_labels(prediction: Prediction, answer: Answer) -> dict[str, Counts]:
                 f"prediction of example {prediction.example_id!r}, field reference: label {label!r} {fault}; "
                 "correct the slots of this example in the manifest, or generate the predictions again"
             )
-    written = () if prediction.truncated else answer.slots
-    counts: dict[str, Counts] = {}
-    for label in dict.fromkeys([*prediction.asked_labels, *(label for label, _ in written)]):
-        predicted = [normalize_value(value) for name, value in written if name == label]
-        references = [normalize_value(value) for name, value in prediction.reference if name == label]
-        counts[label] = Counts(
-            true_positives=count_matches(predicted, references, values_match),
-            exact_true_positives=count_matches(predicted, references, operator.eq),
-            predicted=len(predicted),
-            references=len(references),
-            hallucinated=0 if references else len(predicted),
-            unasked=0 if label in asked else len(predicted),
-        )
-    return counts
+    return count_values(
+        prediction.reference, () if prediction.truncated else answer.slots, asked=prediction.asked_labels
+    )
 
 
 def count_answer(prediction: Prediction, answer: Answer) -> Counts:
@@ -127,6 +155,7 @@ def count_answer(prediction: Prediction, answer: Answer) -> Counts:
         examples=1,
         truncated=int(prediction.truncated),
         parse_failures=int(answer.parse_failure and not prediction.truncated),
+        repaired=int(answer.repaired and not prediction.truncated),
         obedient=int(answer.thought == (prediction.mode == "think")),
         output_tokens=prediction.output_tokens,
     )
@@ -157,7 +186,9 @@ def score_counts(counts: Counts) -> Score:
         partial_recall=ratio(counts.true_positives, counts.references),
         partial_f1=ratio(2 * counts.true_positives, both),
         exact_f1=ratio(2 * counts.exact_true_positives, both),
+        slu_f1=counts.slu.slu.f1,
         parse_failure_rate=counts.parse_failures / counts.examples,
+        repair_rate=counts.repaired / counts.examples,
         truncation_rate=counts.truncated / counts.examples,
         hallucinated_slot_rate=counts.hallucinated / counts.predicted if counts.predicted else 0.0,
         mode_obedience=counts.obedient / counts.examples,

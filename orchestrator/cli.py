@@ -124,6 +124,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
     store = open_store(options.store)
     if options.corpus is not None:
         scale = scale.on(describe_corpus(find_corpus(options.corpus, store)))
+        scale_line += f"; corpus: {options.corpus}"
     seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.label)))
     grid = check_trials(experiment.declare(scale, seeds))
     return Request(

@@ -12,12 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.cli import OneLineParser, report_error
-from orchestrator.commands import listening, synthesize
+from orchestrator.commands import import_corpus, listening, score, stats, synthesize, validate
 from orchestrator.verbs import EXIT_INTERRUPTED
 
 AddCommand = Callable[[Any], None]
-_DATA: tuple[AddCommand, ...] = (synthesize.add_command,)
-_AREAS: tuple[AddCommand, ...] = (listening.add_command,)
+_DATA: tuple[AddCommand, ...] = (
+    import_corpus.add_command,
+    validate.add_command,
+    stats.add_command,
+    synthesize.add_command,
+)
+_AREAS: tuple[AddCommand, ...] = (score.add_command, listening.add_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,14 +1,20 @@
 """Reading answers: the forms models are trained on, the ways they break, and that nothing breaks the reader."""
 
 import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.answers import Answer, parse_answer
+from data.answers import MAX_REPAIR_CHARS, Answer, parse_answer
 
 STEADY = settings(derandomize=True, deadline=None)  # the same examples on every machine, however busy it is
+
+CARD = Path(__file__).parents[2] / "docs" / "metric.md"
 
 FORMS = {
     "direct": ('{"name": "Anna", "item": ["hat", "scarf"]}', (("name", "Anna"), ("item", "hat"), ("item", "scarf"))),
@@ -32,7 +38,14 @@ BROKEN = {
     "prose": "The name is Anna.",
     "empty": "",
     "cut off": '{"name": "An',
-    "not quoted": "{name: Anna}",
+    "cut off in the response": '<response>{"name": "An',
+    "two broken objects": "{name: Anna} {name: Ben}",
+    "a brace in prose": "The name is {Anna}.",
+    "a part of a number": '{"price": 5 dollars}',
+    "a number that a repair would change": '{"time": 15:30,}',
+    "a nested object that needs a repair": '{"name": {"first": "Anna",},}',
+    "a nested list that needs a repair": '{"name": [["Anna"],],}',
+    "nothing in it": "<response>{</response>",
     "list, not object": '["Anna"]',
     "nested object": '{"name": {"first": "Anna"}}',
     "object in a list": '{"name": [{"first": "Anna"}]}',
@@ -76,6 +89,54 @@ def test_an_empty_thinking_block_is_no_thinking():
     assert not parse_answer('<thinking>\n</thinking><response>{"name": "Anna"}</response>').thought
 
 
+REPAIRED = {
+    "no quotes, and prose behind": ("{name: Anna} I hope this helps", (("name", "Anna"),)),
+    "single quotes": ("{'name': 'Anna', 'old': None, 'ok': True}", (("name", "Anna"), ("ok", "true"))),
+    "trailing comma in a fence": ('```json\n{"name": "Anna",}\n```', (("name", "Anna"),)),
+    "missing comma": ('{"name": "Anna" "city": "Paris"}</s>', (("name", "Anna"), ("city", "Paris"))),
+    "missing bracket": ('{"item": ["hat", 2}', (("item", "hat"), ("item", "2"))),
+    "no closing brace": ('<response>{"name": "Anna"</response>', (("name", "Anna"),)),
+    "a line break in a value": ('{"name": "Anna\nSmith"}', (("name", "Anna\nSmith"),)),
+    "quotes in a value": ('{"name": "the "Duke" of York"}', (("name", 'the "Duke" of York'),)),
+    "numbers as written": (
+        '{"n": 007, "price": 1.50, "day": 2024-03-03, "x": -2,}',
+        (("n", "007"), ("price", "1.50"), ("day", "2024-03-03"), ("x", "-2")),
+    ),
+    "of a label twice the last": ('{"item": "hat", "item": "scarf",}', (("item", "scarf"),)),
+}
+
+
+@pytest.mark.parametrize(("text", "slots"), REPAIRED.values(), ids=REPAIRED.keys())
+def test_a_broken_object_is_repaired_and_says_so(text, slots):
+    answer = parse_answer(text)
+    assert (answer.slots, answer.parse_failure, answer.repaired) == (slots, False, True)
+
+
+def test_a_repair_says_what_else_the_form_lacks():
+    answer = parse_answer("<thinking>hm</thinking><response>{'name': 'Anna'}")
+    assert answer == Answer(slots=(("name", "Anna"),), thought=True, closed=False, parse_failure=False, repaired=True)
+
+
+def test_a_long_broken_object_is_not_repaired():
+    value = "a" * (MAX_REPAIR_CHARS - len("{name: }"))
+    assert parse_answer("{name: " + value + "}").slots == (("name", value),)
+    assert parse_answer("{name: " + value + "a}").parse_failure
+
+
+def read_card_rows():
+    """The rows of the table of readings in the metric card, backticks removed."""
+    section = CARD.read_text(encoding="utf-8").split("## Reading and repairing an answer\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines][2:]
+
+
+@pytest.mark.parametrize(("text", "slots", "read_as"), read_card_rows())
+def test_readings_of_the_metric_card(text, slots, read_as):
+    answer = parse_answer(text)
+    assert [list(pair) for pair in answer.slots] == json.loads(slots)
+    assert (answer.repaired, answer.parse_failure) == (read_as == "repaired", read_as == "parse failure")
+
+
 TEXT = st.text(max_size=8) | st.sampled_from(
     [
         "<thinking>",
@@ -100,7 +161,7 @@ TEXT = st.text(max_size=8) | st.sampled_from(
 @given(st.lists(TEXT, max_size=12).map("".join))
 def test_never_raises_and_failures_have_no_slots(text):
     answer = parse_answer(text)
-    assert not (answer.parse_failure and answer.slots)
+    assert not (answer.parse_failure and (answer.slots or answer.repaired))
     for label, value in answer.slots:
         assert value == value.strip() != ""
         (label + value).encode("utf-8")
@@ -117,3 +178,107 @@ def test_what_is_written_is_read_back(slots, thought, ascii_only):
     text = f"<thinking>I hear.</thinking><response>{written}</response></s>" if thought else written
     pairs = tuple((label, value) for label, values in slots.items() for value in values)
     assert parse_answer(text) == Answer(slots=pairs, thought=thought, closed=True, parse_failure=False)
+
+
+ANSWERS = (
+    '{"name": "Anna Smith", "item": ["hat", "red scarf"], "count": 3, "price": 1.50, "date": null}',
+    '<thinking>i hear: "march third". date: march third.</thinking><response>{"date": "march third"}</response></s>',
+    '```json\n{\n  "city": "Paris",\n  "phone_number": "five five five oh one two"\n}\n```',
+    "{'name': 'Anna', 'ok': True, 'note': 'it\\'s'}",
+    "{}",
+)
+PIECES = (
+    *(
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        "'",
+        ":",
+        ",",
+        "\\",
+        "\\u12",
+        "(",
+        ")",
+        "/*",
+        "//",
+        "#",
+        "`",
+        "```json",
+        "\n",
+        " ",
+        "-",
+        ".",
+    ),
+    *(
+        "1",
+        "007",
+        "1.5e3",
+        "true",
+        "None",
+        "null",
+        "NaN",
+        "anna",
+        "é",
+        "“",
+        "”",
+        "：",
+        "\ud800",
+        "\0",
+        "\ufeff",
+        '{"a": ',
+    ),
+    *("<thinking>", "</thinking>", "<response>", "</response>", "</s>", '", "', '": "', '"}'),
+)
+
+
+def mutated(text, rnd):
+    """`text` with one to four cuts, copies, swaps and insertions."""
+    for _ in range(rnd.randint(1, 4)):
+        start = rnd.randrange(len(text) + 1)
+        end = min(len(text), start + rnd.choice((0, 0, 1, 1, 2, 8, 40)))
+        middle = rnd.choice(
+            ("", "", rnd.choice(PIECES), text[start:end] * rnd.choice((2, 2, 50)), text[start:end][::-1])
+        )
+        text = text[:start] + middle + text[end:]
+    return text
+
+
+def fuzz_text(rnd):
+    """A mutated answer, or pieces of JSON, repeated ones too, or any characters."""
+    kind = rnd.random()
+    if kind < 0.6:
+        return mutated(rnd.choice(ANSWERS), rnd)
+    if kind < 0.9:
+        text = "".join(rnd.choices(PIECES, k=rnd.randint(1, 20)))
+        return text if kind < 0.88 else rnd.choice(("{", '{"a": ', "")) + text * rnd.randint(2, 60) + "}"
+    return "".join(map(chr, rnd.choices(range(rnd.choice((0x80, 0x3000, 0x110000))), k=rnd.randint(0, 60))))
+
+
+def check_fuzz(count, seed):
+    """Parse `count` texts: no exception, no slots of a failure, no blank value, and none slower than a second of this process."""
+    rnd, seen, slowest = random.Random(seed), Counter(), 0.0
+    for _ in range(count):
+        text = fuzz_text(rnd)
+        begun = time.process_time()
+        answer = parse_answer(text)
+        slowest = max(slowest, time.process_time() - begun)
+        seen["failed" if answer.parse_failure else "repaired" if answer.repaired else "read"] += 1
+        assert not (answer.parse_failure and (answer.slots or answer.repaired)), text
+        assert all(value.strip() and (label + value).encode() for label, value in answer.slots), text
+    assert slowest < 1, slowest
+    assert all(seen[kind] > count / 50 for kind in ("failed", "repaired", "read")), (
+        seen
+    )  # the texts reach every way out
+    print(f"{count} texts: {dict(seen)}, slowest {slowest:.3f} s")
+
+
+def test_twenty_thousand_broken_answers_raise_nothing():
+    check_fuzz(20_000, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_broken_answers_raise_nothing():
+    check_fuzz(1_000_000, seed=1)

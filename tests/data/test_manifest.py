@@ -6,17 +6,31 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.manifest import Corpus, CorpusError, open_corpus, write_corpus
-from data.records import AnnotatedExample, Example, Justification, Label, Mention, Ontology, SlotValue, Trace, Turn
+from data.atomic import write_jsonl
+from data.json_lines import CorpusError
+from data.manifest import Corpus, attach_traces, corpus_summary, open_corpus, write_corpus
+from data.records import (
+    AnnotatedExample,
+    Example,
+    Justification,
+    Label,
+    Mention,
+    Ontology,
+    SlotValue,
+    Trace,
+    Turn,
+    to_json,
+)
 
 ONTOLOGY = Ontology(
     domains={
-        "travel": (Label(name="city", description="where to"),),
+        "travel": (Label(name="city", description="where to", values=("Denver", "Rome")),),
         "bank": (Label(name="amount", description="how much"),),
     }
 )
@@ -120,7 +134,7 @@ ROW_DEFECTS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "windows audio": (put("audio", "C:\\calls\\call-2.flac"), "audio", "absolute path"),
     "audio above the root": (put("audio", "audio/../../call-2.flac"), "audio", "leaves the corpus folder"),
     "missing audio": (put("audio", "audio/call-9.flac"), "audio", "does not exist; restore"),
-    "folder as audio": (put("audio", "audio"), "audio", "does not exist"),
+    "folder as audio": (put("audio", "audio"), "audio", "is a folder"),
 }
 
 
@@ -212,6 +226,83 @@ def test_a_corpus_without_traces_is_read(tmp_path: Path) -> None:
         open_corpus(tmp_path)
     forget_hashes(tmp_path)
     assert all(item.trace is None for item in open_corpus(tmp_path).examples)
+
+
+def test_values_of_labels_may_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path)
+    forget_hashes(tmp_path)
+    path = tmp_path / "ontology.json"
+    ontology = json.loads(path.read_text())
+    del ontology["domains"]["travel"][0]["values"]
+    path.write_text(json.dumps(ontology))
+    assert open_corpus(tmp_path).ontology.labels()["city"].values == ()
+    ontology["domains"]["travel"][0]["values"] = ["Denver", 3]
+    path.write_text(json.dumps(ontology))
+    with pytest.raises(CorpusError, match=r"field domains.travel\[0\].values: must be a list of texts"):
+        open_corpus(tmp_path)
+
+
+def write_traces(root: Path, file: str, *, id: str = "call-3", because: str = "another reason") -> Path:
+    trace = row(1).trace
+    assert trace
+    changed = replace(trace, justifications=(Justification(label="city", value="denver", because=because),))
+    write_jsonl(root / file, [{"id": id, "trace": to_json(changed)}])
+    return root / file
+
+
+def test_traces_are_attached_and_replaced(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    assert written.traces is None and corpus_summary(tmp_path)["traces"] is None
+    old = (tmp_path / "traces.jsonl").read_bytes()
+    file = write_traces(tmp_path, "annotations/first/traces.jsonl")
+    annotator = {"model": "gpt-4o", "prompt_version": 1}
+    attached = attach_traces(tmp_path, file=file, fingerprint="7ace", annotator=annotator, quarantined=2)
+    corpus = open_corpus(tmp_path)
+    assert corpus == attached and corpus.fingerprint == "f00"
+    assert corpus.traces and corpus.traces.file == "annotations/first/traces.jsonl" and corpus.traces.count == 1
+    assert [item.trace is None for item in corpus.examples] == [True, True, False]
+    assert (tmp_path / "traces.jsonl").read_bytes() == old
+    second = write_traces(tmp_path, "annotations/second/traces.jsonl", because="a better reason")
+    relative = second.relative_to(tmp_path)
+    attach_traces(tmp_path, file=relative, fingerprint="7acf", annotator=annotator, quarantined=0)
+    summary = corpus_summary(tmp_path)
+    assert summary["traces"]["file"] == relative.as_posix() and summary["made"] == "here"
+    assert set(summary["files"]) == {"manifest.jsonl", "ontology.json", relative.as_posix()}
+    trace = open_corpus(tmp_path).examples[2].trace
+    assert trace and trace.justifications[0].because == "a better reason"
+    write_traces(tmp_path, relative.as_posix(), because="a changed reason")
+    with pytest.raises(CorpusError, match=r"second/traces.jsonl: changed since corpus.json was written"):
+        open_corpus(tmp_path)
+
+
+def test_traces_that_do_not_fit_are_not_attached(tmp_path: Path) -> None:
+    root = tmp_path / "calls"
+    write(root)
+    before = (root / "corpus.json").read_bytes()
+    outside = write_traces(tmp_path, "traces.jsonl")
+    missing, foreign = Path("annotations/no.jsonl"), write_traces(root, "annotations/x.jsonl", id="call-9")
+    for file, problem in (
+        (outside, "is no file below"),
+        (Path("../traces.jsonl"), "is no file below"),
+        (missing, "is no file below"),
+        (foreign, "'call-9' is not in manifest.jsonl"),
+    ):
+        with pytest.raises(CorpusError, match=problem):
+            attach_traces(root, file=file, fingerprint="7ace", annotator={}, quarantined=0)
+    assert (root / "corpus.json").read_bytes() == before and open_corpus(root).traces is None
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    summary = json.loads((tmp_path / "corpus.json").read_text())
+    for key, value, problem in (
+        ("name", "", "field name: must be a non-empty string"),
+        ("files", [], "field files: must be an object"),
+        ("traces", {"file": "traces.jsonl"}, "field traces: must be an object of annotator, count"),
+    ):
+        (tmp_path / "corpus.json").write_text(json.dumps({**summary, key: value}))
+        with pytest.raises(CorpusError, match=f"corpus.json, {problem}"):
+            corpus_summary(tmp_path)
 
 
 def test_an_unfinished_corpus_is_not_opened(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from data.normalize import build_normalizer, normalize_value
 from data.records import Prediction
-from data.scoring import count_matches, score, score_per_label, values_match
+from data.scoring import METRIC_VERSION, assign_values, score, score_per_label, values_match
+from data.slu_f1 import SluCounts
 
 STEADY = settings(derandomize=True, deadline=None)  # the same examples on every machine, however busy it is
 
@@ -92,7 +94,10 @@ def test_sum_of_the_metric_card():
 def test_assignment_finds_the_largest_matching():
     # "anna smith" fits both references and "anna" only the first: a greedy assignment would lose a pair.
     predicted = [("anna", "smith"), ("anna",)]
-    assert count_matches(predicted, [("anna", "jones"), ("smith",)], values_match) == 2
+    assert assign_values(predicted, [("anna", "jones"), ("smith",)], values_match) == {0: 1, 1: 0}
+    # Begun with the equal pair, it still grows to the largest.
+    references = [("anna", "smith"), ("smith",)]
+    assert assign_values(predicted, references, values_match, begin={0: 0}) == {0: 1, 1: 0}
 
 
 def test_rates_are_out_of_all_examples():
@@ -111,7 +116,9 @@ def test_rates_are_out_of_all_examples():
         "partial_recall": 0.5,
         "partial_f1": 2 / 3,
         "exact_f1": 2 / 3,
+        "slu_f1": 2 / 3,
         "parse_failure_rate": 0.25,
+        "repair_rate": 0.0,
         "truncation_rate": 0.25,
         "hallucinated_slot_rate": 0.0,
         "mode_obedience": 0.5,
@@ -122,6 +129,26 @@ def test_rates_are_out_of_all_examples():
 def test_a_truncated_answer_fills_nothing_though_readable():
     found = score([build_prediction({"name": "Anna"}, '{"name": "Anna"} and', truncated=True)])
     assert (found.partial_f1, found.counts.predicted, found.parse_failure_rate) == (0, 0, 0)
+
+
+def test_repaired_answers_are_scored_and_counted():
+    ref = {"name": "Anna"}
+    broken = "{'name': 'Anna'}"
+    found = score(
+        [build_prediction(ref, ref), build_prediction(ref, broken), build_prediction(ref, broken, truncated=True)]
+    )
+    assert (found.partial_recall, found.repair_rate, found.parse_failure_rate) == (2 / 3, 1 / 3, 0)
+    assert found.truncation_rate == 1 / 3  # a truncated answer is not repaired, it fills nothing
+
+
+def test_slu_f1_compares_values_as_they_are_written_in_lower_case():
+    assert score([build_prediction({"name": "Anna Smith"}, {"name": "anna SMITH"})]).slu_f1 == 1
+    numbers = score([build_prediction({"count": "25"}, {"count": "twenty five"})])
+    assert (numbers.exact_f1, numbers.slu_f1) == (1, pytest.approx(2 / 5))  # word error rate 2, character distance 1
+
+
+def test_the_card_names_this_version():
+    assert f"# Metric card, version {METRIC_VERSION}\n" in CARD.read_text(encoding="utf-8")
 
 
 def test_nothing_to_score_and_faulty_references_are_errors():
@@ -153,7 +180,7 @@ SLOTS = st.dictionaries(st.sampled_from("abc"), st.lists(VALUE, min_size=1, max_
 
 @st.composite
 def predictions(draw):
-    output = draw(SLOTS | st.sampled_from(["no idea", '{"a": "an', "<thinking>{}"]))
+    output = draw(SLOTS | st.sampled_from(["no idea", '{"a": "an', "<thinking>{}", "{'a': 'anna'}"]))
     return build_prediction(
         draw(SLOTS), output, asked="abc", truncated=draw(st.booleans()), mode=draw(st.sampled_from(["direct", "think"]))
     )
@@ -169,7 +196,7 @@ def test_scores_are_bounded_and_exact_is_never_above_partial(rows):
     fractions = {name: value for name, value in found.metrics().items() if name != "output_tokens"}
     assert all(0 <= value <= 1 for value in fractions.values())
     assert found.exact_f1 <= found.partial_f1
-    assert found.parse_failure_rate + found.truncation_rate <= 1
+    assert found.parse_failure_rate + found.repair_rate + found.truncation_rate <= 1
     assert min(found.partial_precision, found.partial_recall) <= found.partial_f1
     assert found.partial_f1 <= max(found.partial_precision, found.partial_recall)
 
@@ -186,10 +213,17 @@ def shuffle(prediction, rnd):
     return build_prediction(reference, output, asked="cab", truncated=prediction.truncated, mode=prediction.mode)
 
 
+def without_slu(found):
+    """SLU-F1 may depend on the order of several values of one label, as the official script does."""
+    return replace(found, slu_f1=0.0, counts=replace(found.counts, slu=SluCounts()))
+
+
 @STEADY
 @given(SETS, st.randoms(use_true_random=False))
 def test_order_of_examples_and_of_values_changes_nothing(rows, rnd):
-    assert score(shuffle(row, rnd) for row in rnd.sample(rows, len(rows))) == score(rows)
+    assert score(rnd.sample(rows, len(rows))) == score(rows)
+    shuffled = score(shuffle(row, rnd) for row in rnd.sample(rows, len(rows)))
+    assert without_slu(shuffled) == without_slu(score(rows))
 
 
 @STEADY
@@ -197,6 +231,7 @@ def test_order_of_examples_and_of_values_changes_nothing(rows, rnd):
 def test_a_perfect_answer_scores_one(references):
     found = score(build_prediction(slots, slots, asked="abc") for slots in references)
     assert (found.partial_precision, found.partial_recall, found.partial_f1, found.exact_f1) == (1, 1, 1, 1)
+    assert found.slu_f1 == 1
     assert found.hallucinated_slot_rate == 0
 
 
@@ -207,6 +242,8 @@ def test_a_false_alarm_never_raises_a_score(reference, output, value):
     after = score([build_prediction(reference, {**output, "unasked": value}, asked="abc")])
     assert after.partial_precision <= before.partial_precision
     assert after.partial_f1 <= before.partial_f1
+    assert after.slu_f1 <= before.slu_f1
+    assert after.counts.slu.slu.precision <= before.counts.slu.slu.precision
     assert after.hallucinated_slot_rate >= before.hallucinated_slot_rate
 
 
@@ -239,7 +276,7 @@ def test_every_value_that_is_not_blank_has_tokens():
 
 def test_scoring_loads_no_torch_and_importing_it_not_even_the_normaliser():
     code = (
-        "import sys, data.scoring; heavy = {'torch', 'numpy', 'scipy', 'whisper_normalizer'}; "
+        "import sys, data.scoring; heavy = {'torch', 'numpy', 'scipy', 'whisper_normalizer', 'rapidfuzz', 'json_repair'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
         "from data.normalize import normalize_value; normalize_value('one'); "
         "assert 'torch' not in sys.modules and 'whisper' not in sys.modules"

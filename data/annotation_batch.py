@@ -1,0 +1,230 @@
+"""Work -> answers through the Batch API, at half the price: request files within the API's limits, uploaded, watched, collected, and again for
+what failed.
+
+A batch is known by a key of ours that stands in its metadata and in the ledger before it exists, so that one whose creation was cut off is found
+instead of created twice. Its answers are matched by request id; what is missing, expired or failed is not billed and goes into the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.annotation_ledger import BatchEnded, BatchNamed, BatchSent, Event, Lost
+from data.annotation_live import OnProgress, Pace
+from data.annotation_requests import (
+    ENDPOINTS,
+    REFUSALS,
+    AnnotationStoppedError,
+    OutcomeUnknownError,
+    Request,
+    read_answer,
+    request_body,
+)
+from data.annotation_work import Work
+from data.atomic import atomic_open
+from data.records import Example
+
+BATCH_KEY = "slotgrid_batch"
+MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
+"""Of one batch, as the API documents them."""
+ENDED = ("completed", "failed", "expired", "cancelled")
+QUEUE_FULL = "token_limit_exceeded"
+"""The batch failed because the account may not have more tokens waiting; nothing was done of it."""
+_EVENTS_AT_ONCE = 500  # flushed to the disk together
+_FRUITLESS = 3  # rounds of batches in a row without one answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchState:
+    """Where the server stands with a batch."""
+
+    status: str  # one of ENDED when nothing more will come
+    done: int = 0
+    total: int = 0
+    files: tuple[str, ...] = ()  # of answers and of errors
+    problem: str = ""  # why the whole batch failed
+    queue_full: bool = False
+
+
+class BatchServer(Protocol):
+    """A server with a Batch API, as `BatchAnnotation` needs it. Raises the errors of `data.annotation_requests`."""
+
+    async def submit(self, path: Path, key: str) -> str:
+        """Upload a request file and create its batch, with `key` in the metadata; its name. OutcomeUnknownError: look for it."""
+        ...
+
+    async def find_batch(self, key: str, since: float) -> str | None:
+        """The name of the batch with this key, created after `since` (seconds since 1970); None where there is none."""
+        ...
+
+    async def look(self, name: str) -> BatchState:
+        """Where a batch stands."""
+        ...
+
+    async def download(self, file: str, path: Path) -> None:
+        """Fetch a file of the server."""
+        ...
+
+
+class BatchAnnotation:
+    """One run over everything that is still to be asked, in batches."""
+
+    def __init__(
+        self,
+        work: Work,
+        server: BatchServer,
+        pace: Pace,
+        folder: Path,
+        *,
+        max_cost: Decimal | None = None,
+        on_progress: OnProgress | None = None,
+        limits: tuple[int, int] = (MAX_REQUESTS, MAX_BYTES),
+    ) -> None:
+        """`folder` takes the request and answer files; `limits` are requests and bytes of one file."""
+        self.too_dear = False  # the cost limit ended the run
+        self._work, self._ledger, self._server, self._pace, self._folder = work, work.ledger, server, pace, folder
+        self._max_cost = max_cost
+        self._on_progress = on_progress or (lambda progress: None)
+        self._max_requests, self._max_bytes = limits
+        self._one_at_a_time = self._queue_full = False  # the account's queue is small; was full in this round
+        self._failures: dict[str, str] = {}  # example id: why its last request failed
+
+    async def run(self) -> None:
+        """Submit, watch and collect until every example is accepted or quarantined or nothing more can be sent. Raises AnnotationStoppedError.
+
+        Cancelled, it stops watching: the batches go on at the server and the next run collects them.
+        """
+        fruitless = 0
+        while fruitless < _FRUITLESS:
+            answers, self._queue_full = len(self._ledger.answers), False
+            if not self._ledger.batches:
+                self.too_dear = not await self._submit()
+            if not self._ledger.batches:
+                break
+            await asyncio.gather(*(self._finish(key) for key in list(self._ledger.batches)))
+            progressed = len(self._ledger.answers) > answers or self._queue_full
+            fruitless = 0 if progressed else fruitless + 1
+        if self._work.refused and not self._ledger.answers:
+            raise AnnotationStoppedError(f"the server refuses the requests: {next(iter(self._work.refused.values()))}")
+        for example, _ in () if self.too_dear else self._work.pending():
+            if example.id not in self._work.refused:
+                self._work.unanswered[example.id] = self._failures.get(example.id, "no answer in any batch")
+
+    async def _submit(self) -> bool:
+        """Send everything that is to be asked in as many batches as it needs. False when the cost limit left some of it out."""
+        pending = [
+            (example, request)
+            for example, request in self._work.pending()
+            if example.id not in self._work.refused and request.id not in self._ledger.open
+        ]
+        while pending:
+            count, lines, reserved = self._fill(pending)
+            if not count:
+                return False
+            key = secrets.token_hex(8)
+            path = self._folder / f"{key}.jsonl"
+            with atomic_open(path, "wb") as stream:
+                stream.writelines(lines)
+            self._ledger.append(BatchSent(batch=key, requests=count, reserved=reserved))
+            try:
+                name = await self._server.submit(path, key)
+                self._ledger.append(BatchNamed(batch=key, name=name))
+            except OutcomeUnknownError as error:
+                self._tell(f"word of the batch just sent ({error})")
+            except AnnotationStoppedError as error:
+                self._ledger.append(BatchEnded(batch=key, status=str(error)))
+                raise
+            pending = pending[count:]
+            if self._one_at_a_time:
+                break
+        return True
+
+    def _fill(self, pending: Sequence[tuple[Example, Request]]) -> tuple[int, list[bytes], Decimal]:
+        """The lines of the next request file, as many as the API and the cost limit allow, and what they can cost."""
+        config, lines, size, reserved = self._work.config, [], 0, Decimal(0)
+        for _, request in pending[: self._max_requests]:
+            body = request_body(config, request, store=False)
+            row = {"custom_id": request.id, "method": "POST", "url": ENDPOINTS[config.api], "body": body}
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            cost = self._work.reserve(request, batched=True)
+            known = self._ledger.spent + self._ledger.reserved + reserved
+            if size + len(line) > self._max_bytes or (self._max_cost is not None and known + cost > self._max_cost):
+                break
+            lines.append(line)
+            size, reserved = size + len(line), reserved + cost
+        return len(lines), lines, reserved
+
+    async def _finish(self, key: str) -> None:
+        """Watch one batch to its end and collect what it brought."""
+        opened = self._ledger.batches[key]
+        name = opened.name or await self._look_for(key, opened.sent.time)
+        if name is None:
+            self._ledger.append(BatchEnded(batch=key, status="never created"))
+            return
+        while (state := await self._server.look(name)).status not in ENDED:
+            self._tell(f"batch {name}: {state.status}, {state.done:,} of {state.total:,} requests")
+            await asyncio.sleep(self._pace.batch_poll_s)
+        for number, file in enumerate(state.files):
+            path = self._folder / f"{key}.answers-{number}.jsonl"
+            if not path.exists():
+                await self._server.download(file, path)
+            self._collect(path)
+        self._ledger.append(BatchEnded(batch=key, status=state.status))
+        if state.queue_full and opened.sent.requests > 1:
+            self._max_requests, self._one_at_a_time, self._queue_full = opened.sent.requests // 2, True, True
+        elif state.problem:
+            raise AnnotationStoppedError(f"batch {name} failed: {state.problem}")
+
+    async def _look_for(self, key: str, sent: float) -> str | None:
+        """The name of a batch whose creation was cut off, None when there surely is none."""
+        while True:
+            name = await self._server.find_batch(key, sent)
+            if name is not None:
+                self._ledger.append(BatchNamed(batch=key, name=name))
+                return name
+            if time.time() > sent + self._pace.timeout_s + self._pace.grace_s:
+                return None
+            await asyncio.sleep(self._pace.poll_s)
+
+    def _collect(self, path: Path) -> None:
+        """Put a file's answers into the ledger. Lines that repeat a request, or belong to none, are left alone."""
+        asked = {request.id: (example, request) for example, request in self._work.pending(selected=False)}
+        events: list[Event] = []
+        for line in path.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+                example, request = asked.pop(row["custom_id"])
+                response = row.get("response") or {}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # what is missing is asked again
+            if response.get("status_code") != 200:
+                self._note_failure(example, row, response)
+                continue
+            try:
+                answer = read_answer(response["body"])
+            except (OutcomeUnknownError, KeyError):
+                events.append(Lost(request=request.id, cost=self._work.reserve(request, batched=True)))
+                continue
+            events.append(self._work.judge(example, request, answer, "batch"))
+            if len(events) == _EVENTS_AT_ONCE:
+                self._ledger.append(*events)
+                events.clear()
+        self._ledger.append(*events)
+        self._tell("")
+
+    def _note_failure(self, example: Example, row: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+        error = row.get("error") or (response.get("body") or {}).get("error") or {}
+        text = f"{error.get('code')}: {error.get('message')}"
+        failures = self._work.refused if response.get("status_code") in REFUSALS else self._failures
+        failures[example.id] = text
+
+    def _tell(self, waiting: str) -> None:
+        self._on_progress(self._work.progress(waiting))

@@ -1,0 +1,272 @@
+"""Work -> answers, live: many requests at once, retries, the lookup of answers whose outcome is unknown, and the cost limit.
+
+A request whose answer did not come may still be written and billed by the server. It is not sent again before the server was asked for the
+answer, and only when it is older than an answer can take; meanwhile other examples are worked on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+from data.annotation_ledger import Lost, Named, OpenRequest, Sent, Unbilled
+from data.annotation_requests import (
+    AnnotationStoppedError,
+    Answer,
+    NotBilledError,
+    OutcomeUnknownError,
+    Request,
+    RequestRefusedError,
+)
+from data.annotation_work import How, Progress, Work
+from data.records import Example
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_REFUSALS = 10  # before the first answer: it is not the examples' fault
+_LOST_PER_SLOT = 3  # requests without an answer in a row: it is not chance
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How many requests at once, and how patiently; no part of what is computed."""
+
+    concurrency: int = 32
+    timeout_s: float = 120.0  # for one answer
+    grace_s: float = 60.0  # after which the server surely lists an answer that it keeps
+    tries: int = 8  # of a request that the server declines
+    poll_s: float = 2.0  # between two looks for one answer
+    batch_poll_s: float = 30.0  # between two looks at a batch
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.tries < 1:
+            raise ValueError(f"concurrency is {self.concurrency}, tries {self.tries}; use at least 1")
+        if min(self.timeout_s, self.grace_s, self.poll_s, self.batch_poll_s) <= 0:
+            raise ValueError("time-outs and polling intervals must be more than 0 seconds")
+
+
+class LiveServer(Protocol):
+    """An OpenAI-compatible server as `LiveAnnotation` needs it. Raises the errors of `data.annotation_requests`."""
+
+    stored: bool  # it is asked to keep its answers
+    lists_answers: bool  # it finds them by the request's id, so that what is not found was never answered
+
+    async def ask(self, request: Request, on_named: Callable[[str], Awaitable[None]]) -> Answer:
+        """Send a request and wait for its answer; `on_named` gets the name of the response if the server tells it before."""
+        ...
+
+    async def find(self, request: Request, response: str | None) -> Answer | None:
+        """The answer to a request that was sent before; None while there is none."""
+        ...
+
+
+class LiveAnnotation:
+    """One run over everything that is still to be asked."""
+
+    def __init__(
+        self,
+        work: Work,
+        server: LiveServer,
+        pace: Pace,
+        *,
+        max_cost: Decimal | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.too_dear = False  # the cost limit ended the run
+        self._work, self._ledger, self._server, self._pace, self._max_cost = work, work.ledger, server, pace, max_cost
+        self._on_progress = on_progress or (lambda progress: None)
+        self._ready: deque[Example] = deque()
+        self._unknown: deque[Example] = deque()  # with a request whose outcome is not known
+        self._dear: deque[Example] = deque()  # what is left is too little while the outcome of others is not known
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Condition()
+        self._active = 0  # requests whose outcome a task is waiting for
+        self._claimed = Decimal(0)  # dollars on their way into the ledger
+        self._answers = self._lost = 0  # answers of this run; requests without one since the last
+        self._rng = random.Random()  # of waiting times only
+
+    async def run(self, *, only_unknown: bool = False) -> None:
+        """Ask until every example is accepted or quarantined or nothing more can be sent. Raises AnnotationStoppedError.
+
+        `only_unknown`: no more than the examples with a request whose outcome is not known from an earlier run.
+        Cancelled, it sends nothing more and waits for the answers on their way; cancelled again, it leaves them.
+        """
+        for example, request in self._work.pending():
+            if request.id in self._ledger.open:
+                self._unknown.append(example)
+            elif not only_unknown:
+                self._ready.append(example)
+        count = min(self._pace.concurrency, len(self._ready) + len(self._unknown))
+        slots = [asyncio.create_task(self._slot()) for _ in range(count)]
+        try:
+            if slots:
+                await asyncio.wait(slots)
+        except asyncio.CancelledError:
+            self._stop.set()
+            self._on_progress(self._work.progress("the answers on their way (Ctrl-C again leaves them)"))
+            await asyncio.wait(slots)
+            raise
+        finally:
+            for slot in slots:
+                slot.cancel()
+        if self._failure:
+            raise self._failure
+
+    async def _slot(self) -> None:
+        """Take one example after the other: those that were never asked first, then those whose outcome is unknown."""
+        while not self._stop.is_set() and (waiting := self._ready or self._unknown or self._dear):
+            example = waiting.popleft()
+            try:
+                await self._annotate(example)
+            except OutcomeUnknownError:
+                self._unknown.append(example)
+            except RequestRefusedError as error:
+                self._refuse(example, error)
+            except Exception as error:  # raised by `run`, when the answers on their way have come
+                self._failure = self._failure or error
+                self._stop.set()
+
+    async def _annotate(self, example: Example) -> None:
+        """Ask for one example until an answer is accepted or its attempts are used up."""
+        while not self._stop.is_set():
+            _, request = self._work.chain(example)
+            if request is None:
+                return
+            if opened := self._ledger.open.get(request.id):
+                await self._settle(example, request, opened)
+            elif not await self._ask(example, request):
+                return
+
+    async def _ask(self, example: Example, request: Request) -> bool:
+        """Send a request, again while the server declines it. False when this run can do no more for the example."""
+        answers, problem = self._answers, ""
+        for number in range(self._pace.tries):
+            if not await self._claim(example, request):
+                return False
+            try:
+                await self._send(example, request)
+            except NotBilledError as error:
+                problem = str(error)
+                backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**number)
+                wait = backoff * self._rng.uniform(0.5, 1) if error.retry_after is None else error.retry_after
+                await self._sleep(wait * self._rng.uniform(1, 1.1))  # all at the same moment would be declined again
+            else:
+                return True
+            if self._stop.is_set():
+                return False
+        if self._answers == answers:
+            raise AnnotationStoppedError(f"the server declines every request ({problem}); try again later")
+        self._work.unanswered[example.id] = problem
+        return False
+
+    async def _claim(self, example: Example, request: Request) -> bool:
+        """Wait until the limit leaves room for what a request can cost; False when it never will in this run."""
+        cost = self._work.reserve(request)
+        async with self._changed:
+            while self._max_cost is not None and not self._stop.is_set():
+                if self._ledger.spent + self._ledger.reserved + self._claimed + cost <= self._max_cost:
+                    break
+                if self._active:
+                    await self._changed.wait()
+                elif self._unknown:  # what is kept for them may become free
+                    self._dear.append(example)
+                    return False
+                else:
+                    self.too_dear = True
+                    self._stop.set()
+            if self._stop.is_set():
+                return False
+            self._claimed += cost
+            self._active += 1
+            return True
+
+    async def _send(self, example: Example, request: Request) -> None:
+        """One request over the wire: its intent in the ledger before, its outcome after."""
+        cost = self._work.reserve(request)
+        sent = Sent(
+            request=request.id,
+            example=example.id,
+            attempt=request.attempt,
+            reserved=cost,
+            stored=self._server.stored,
+        )
+        try:
+            try:
+                await self._ledger.commit(sent)
+            finally:
+                self._claimed -= cost
+            try:
+                answer = await self._server.ask(
+                    request, lambda name: self._ledger.commit(Named(request=request.id, response=name))
+                )
+            except (NotBilledError, RequestRefusedError, AnnotationStoppedError) as error:
+                await self._ledger.commit(Unbilled(request=request.id, why=str(error)))
+                raise
+            await self._record(example, request, answer, "live")
+        finally:
+            await self._release()
+
+    async def _settle(self, example: Example, request: Request, opened: OpenRequest) -> None:
+        """Find the answer of a request whose outcome is unknown, or establish that there is none."""
+        patience = self._pace.timeout_s + self._pace.grace_s
+        findable = opened.sent.stored and (self._server.lists_answers or opened.response is not None)
+        self._active += 1
+        try:
+            while findable and not self._stop.is_set():
+                try:
+                    answer = await self._server.find(request, opened.response)
+                except NotBilledError as error:  # the response failed
+                    await self._ledger.commit(Unbilled(request=request.id, why=str(error)))
+                    return
+                if answer is not None:
+                    await self._record(example, request, answer, "found")
+                    return
+                left = opened.sent.time + patience - time.time()
+                if left <= 0:
+                    break
+                await self._sleep(min(left, self._pace.poll_s))
+            if self._stop.is_set():
+                return
+            self._lost += 1
+            if findable and self._server.lists_answers:
+                await self._ledger.commit(Unbilled(request=request.id, why="the server has no answer to it"))
+            else:
+                await self._ledger.commit(Lost(request=request.id, cost=opened.sent.reserved))
+        finally:
+            await self._release()
+        if self._lost > _LOST_PER_SLOT * max(self._pace.concurrency, _REFUSALS):
+            raise AnnotationStoppedError(
+                f"the server answered none of the last {self._lost} requests within {self._pace.timeout_s:.0f} s; check it, then run again"
+            )
+
+    async def _record(self, example: Example, request: Request, answer: Answer, how: How) -> None:
+        await self._ledger.commit(self._work.judge(example, request, answer, how))
+        self._answers += 1
+        self._lost = 0
+        self._on_progress(self._work.progress())
+
+    async def _release(self) -> None:
+        async with self._changed:
+            self._active -= 1
+            self._changed.notify_all()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not when everything stops."""
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _refuse(self, example: Example, error: RequestRefusedError) -> None:
+        self._work.refused[example.id] = str(error)
+        if not self._ledger.answers and len(self._work.refused) >= _REFUSALS:
+            self._failure = self._failure or AnnotationStoppedError(f"the server refuses the requests: {error}")
+            self._stop.set()

@@ -1,0 +1,330 @@
+"""Turns a corpus as its authors distribute it, read by one of `data.readers`, into a corpus folder: sound at 16 kHz, checked rows, an ontology.
+
+    reader rows -> sounds (`data.source_audio`) -> checks of each row -> checks across rows -> ontology -> corpus.json, written last
+
+A row that cannot be used is a finding in `rejected.jsonl` and takes no other row with it. Running again goes on where a killed run stopped.
+The same source gives the same bytes, whoever does the work. Importing this module loads no audio library and no numpy.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from data.atomic import write_json, write_jsonl
+from data.audio_folder import AudioFolder
+from data.cross_checks import check_across, row_key
+from data.executors import Executor
+from data.findings import Finding, Severity
+from data.import_report import REJECTED_FILE, ImportReport, hours, read_report
+from data.json_lines import CorpusError, Location
+from data.manifest import CORPUS_FILE, write_corpus
+from data.manifest_rows import CORPUS_ROW, check_row, label_names
+from data.ontology import build_ontology
+from data.readers.source import Reader, SourceRow, draw_split
+from data.records import SPLITS, AnnotatedExample, Example, Ontology, Split, to_json
+from data.source_audio import CHUNK, SoundTask, audio_path, store_sounds
+
+MARKER_FILE = "import.json"
+"""Says from the first moment which corpus a folder is becoming."""
+NEEDED_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Progress = Callable[[int, int], None]
+
+
+def import_corpus(
+    root: Path,
+    *,
+    reader: Reader,
+    source: Path,
+    executor: Executor,
+    name: str,
+    ontology: Ontology | None = None,
+    allow_shared_sentences: bool = False,
+    on_progress: Progress | None = None,
+) -> ImportReport:
+    """Write the corpus below `root`, or what is missing of it, and report; a finished one is only opened.
+
+    `ontology` None: the corpus's own, else it is built from the rows. `on_progress` gets (rows done, rows in all). Raises CorpusError when
+    `source` is not a corpus of this format, when `root` holds another corpus, and when no row is left of a split that every trial needs;
+    OSError when the disk is full.
+    """
+    if not source.is_dir():
+        raise CorpusError(f"{source}: is no folder; give the folder that the corpus was unpacked into")
+    made_from = _made_from(root, reader, source, name, ontology, allow_shared_sentences)
+    if report := _open_finished(root, made_from):
+        return report
+    found = list(reader.read(source))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            if report := _open_finished(root, made_from):
+                return report
+            write_json(root / MARKER_FILE, made_from)
+            outcomes = _store_sounds(root, source, found, executor, on_progress or (lambda done, total: None))
+            work = _Import(root, reader, source, ontology or reader.read_ontology(source), allow_shared_sentences)
+            work.sift(found, outcomes)
+            work.write(name)
+            return read_report(root)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{root}: no space left while importing {len(found)} rows; free some space and run the same command again, "
+            "it goes on where it stopped",
+        ) from error
+
+
+class _Import:
+    """Rows and their stored sounds on the way to a corpus: what is kept, and what was found."""
+
+    def __init__(
+        self, root: Path, reader: Reader, source: Path, ontology: Ontology | None, allow_shared_sentences: bool
+    ) -> None:
+        self._root, self._reader, self._source = root, reader, source
+        self._ontology, self._allow_shared = ontology, allow_shared_sentences
+        self._findings: list[
+            tuple[int, Finding]
+        ] = []  # with the place of the row, so that they can be told in the order of the files
+        self._kept: list[tuple[int, SourceRow, Example]] = []
+
+    def sift(self, found: Sequence[SourceRow | Finding], outcomes: Iterable[Mapping[str, Any]]) -> None:
+        """Keep what can be used: by row, then across rows, then by domain."""
+        sounds = iter(outcomes)
+        labels = label_names(self._ontology.domains) if self._ontology else None
+        folder = AudioFolder(self._root)
+        for place, row in enumerate(found):
+            if isinstance(row, Finding):
+                self._findings.append((place, row))
+                continue
+            at, sound = Location(row.file, row.line, row.id), next(sounds)
+            if "kind" in sound:
+                defects = [at.error(sound["kind"], "audio", sound["problem"], sound["remedy"])]
+            else:
+                example = _example(row, sound)
+                defects = [
+                    *check_row(at, to_json(example), CORPUS_ROW, labels=labels, audio=folder),
+                    *_check_unicode(at, example),
+                ]
+            self._findings += ((place, defect) for defect in defects)
+            if not any(defect.severity == "error" for defect in defects):
+                self._kept.append((place, row, example))
+        self._compare_rows()
+        if self._ontology is None:
+            self._build_ontology()
+
+    def write(self, name: str) -> None:
+        """Write `rejected.jsonl`, then the corpus. Raises CorpusError when a split that every trial needs is empty."""
+        self._findings.sort(key=lambda found: found[0])
+        errors = [finding for _, finding in self._findings if finding.severity == "error"]
+        write_jsonl(self._root / REJECTED_FILE, (self._rejected_row(finding) for finding in errors))
+        dropped = self._count("error")
+        examples = [example for _, _, example in self._kept]
+        self._check_splits(examples, dropped)
+        assert self._ontology
+        write_corpus(
+            self._root,
+            name=name,
+            fingerprint=_fingerprint(examples, self._ontology),
+            ontology=self._ontology,
+            examples=[AnnotatedExample(example=example, trace=None) for example in examples],
+            details={
+                "format": self._reader.name,
+                "title": self._reader.title,
+                "licence": self._reader.licence,
+                "source": self._source.resolve().name,
+                "slotgrid": _version(),
+                "labels": len(self._ontology.labels()),
+                "hours_per_split": {split: round(hours(examples, split), 4) for split in SPLITS},
+                "dropped": dropped,
+                "warnings": self._count("warning"),
+            },
+        )
+
+    def _count(self, severity: Severity) -> dict[str, int]:
+        """Rows by kind of finding, the most frequent kind first."""
+        kinds = dict.fromkeys((place, found.kind) for place, found in self._findings if found.severity == severity)
+        return dict(Counter(kind for _, kind in kinds).most_common())
+
+    def _compare_rows(self) -> None:
+        keys = [
+            row_key(
+                file=row.file,
+                line=row.line,
+                id=row.id,
+                split=example.split,
+                audio=example.audio_sha256,
+                transcript=example.transcript,
+                context=example.context,
+            )
+            for _, row, example in self._kept
+        ]
+        found = check_across(keys, allow_shared_sentences=self._allow_shared)
+        self._findings += ((self._kept[place][0], finding) for place, finding in found)
+        lost = {place for place, finding in found if finding.severity == "error"}
+        self._kept = [kept for place, kept in enumerate(self._kept) if place not in lost]
+
+    def _build_ontology(self) -> None:
+        """The ontology of the rows; those of a domain without any label go, for nothing can be asked of them."""
+        built = build_ontology((example for _, _, example in self._kept), self._reader.descriptions)
+        self._ontology = Ontology(domains={domain: labels for domain, labels in built.domains.items() if labels})
+        remedy = "name the labels of the domain with --ontology"
+        for place, row, example in self._kept:
+            if example.domain not in self._ontology.domains:
+                problem = f"no row of domain {example.domain!r} fills a slot, so nothing can be asked of it"
+                at = Location(row.file, row.line, row.id)
+                self._findings.append((place, at.error("domain-without-labels", "domain", problem, remedy)))
+        self._kept = [kept for kept in self._kept if kept[2].domain in self._ontology.domains]
+
+    def _check_splits(self, examples: Sequence[Example], dropped: Mapping[str, int]) -> None:
+        there = {example.split for example in examples}
+        if empty := [split for split in NEEDED_SPLITS if split not in there]:
+            reasons = ", ".join(f"{count} {kind}" for kind, count in dropped.items()) or "none was dropped"
+            raise CorpusError(
+                f"{self._source}: no example is left for {' and '.join(empty)} ({len(examples)} examples in all; rows dropped: {reasons}); "
+                f"see {self._root / REJECTED_FILE}, correct the source and run again"
+            )
+
+    def _rejected_row(self, finding: Finding) -> dict[str, Any]:
+        file = finding.file.relative_to(self._source) if finding.file.is_relative_to(self._source) else finding.file
+        return {
+            "id": finding.example_id,
+            "file": file.as_posix(),
+            "line": finding.line,
+            "field": finding.field,
+            "kind": finding.kind,
+            "problem": finding.problem,
+            "remedy": finding.remedy,
+        }
+
+
+def _store_sounds(
+    root: Path, source: Path, found: Sequence[SourceRow | Finding], executor: Executor, on_progress: Progress
+) -> list[dict[str, Any]]:
+    """What became of the sound of every row, in the order of the rows."""
+    sounds = [row.audio for row in found if isinstance(row, SourceRow)]
+    tasks = [
+        SoundTask(root=root, source=source, number=number, sounds=tuple(sounds[first : first + CHUNK]))
+        for number, first in enumerate(range(0, len(sounds), CHUNK))
+    ]
+    outcomes: dict[int, list[dict[str, Any]]] = {}
+    done = 0
+    for number, rows in executor.map_unordered(store_sounds, tasks):
+        outcomes[number] = rows
+        on_progress(done := done + len(rows), len(sounds))
+    for leftover in (root / "audio").glob("*/.*"):  # of a killed run; the lock says that nobody is writing them
+        leftover.unlink()
+    return [row for number in range(len(tasks)) for row in outcomes[number]]
+
+
+def _example(row: SourceRow, sound: Mapping[str, Any]) -> Example:
+    return Example(
+        id=row.id,
+        split=row.split or draw_split(row.group),
+        domain=row.domain,
+        audio=audio_path(sound["audio_sha256"]),
+        audio_sha256=sound["audio_sha256"],
+        duration_s=sound["duration_s"],
+        transcript=row.transcript,
+        slots=row.slots,
+        context=row.context,
+        speaker=row.speaker,
+    )
+
+
+def _check_unicode(at: Location, example: Example) -> list[Finding]:
+    """JSON can spell half of a surrogate pair; no text file can hold it."""
+    try:
+        json.dumps(to_json(example), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        problem = f"holds {error.object[error.start]!r}, half of a character"
+        return [at.error("text-not-unicode", None, problem, "correct the text")]
+    return []
+
+
+def _version() -> str:
+    try:
+        return metadata.version("slotgrid")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
+
+
+def _fingerprint(examples: Sequence[Example], ontology: Ontology) -> str:
+    """Names what the corpus holds, wherever it lies: the content of its manifest and of its ontology."""
+    content = hashlib.sha256()
+    for record in (*examples, ontology):
+        content.update(json.dumps(to_json(record), ensure_ascii=False).encode() + b"\n")
+    return content.hexdigest()
+
+
+def _made_from(
+    root: Path, reader: Reader, source: Path, name: str, ontology: Ontology | None, allow_shared_sentences: bool
+) -> dict[str, Any]:
+    """What an import is made from: the content of the marker file."""
+    return {
+        "format": reader.name,
+        "name": name,
+        "source": str(source.resolve()),
+        "files": _listing(source.resolve(), root.resolve()),
+        "ontology": hashlib.sha256(json.dumps(to_json(ontology)).encode()).hexdigest() if ontology else None,
+        "allow_shared_sentences": allow_shared_sentences,
+    }
+
+
+def _listing(source: Path, root: Path) -> str:
+    """Names the files of a folder by path, size and time of change, without reading them; a store that lies in the folder does not count."""
+    store = source / root.relative_to(source).parts[0] if root.is_relative_to(source) and root != source else None
+    content = hashlib.sha256()
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if Path(folder, name) != store)
+        for name in sorted(files):
+            path = Path(folder, name)
+            stat = path.lstat()
+            entry = f"{path.relative_to(source).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}\n"
+            content.update(entry.encode("utf-8", "surrogateescape"))
+    return content.hexdigest()
+
+
+def _open_finished(root: Path, made_from: Mapping[str, Any]) -> ImportReport | None:
+    """The report of a finished import, None when there is something to do. CorpusError when `root` is, or is becoming, another corpus.
+
+    An unfinished import may go on with other options or a mended source: every sound that has changed since is stored again.
+    """
+    finished, marker = (root / CORPUS_FILE).exists(), root / MARKER_FILE
+    if not finished and not marker.exists():
+        return None
+    before = json.loads(marker.read_bytes()) if marker.exists() else {}
+    matters = (
+        ("format", "name", "files", "ontology", "allow_shared_sentences") if finished else ("format", "name", "source")
+    )
+    changed = [field for field in matters if before.get(field) != made_from[field]]
+    if changed:
+        told = [
+            f"{field} {before[field]} -> {made_from[field]}"
+            if field in ("format", "name", "source")
+            else f"other {field}"
+            for field in changed
+            if before
+        ]
+        raise CorpusError(
+            f"{root}: holds another corpus ({', '.join(told) or 'not an imported one'}); choose another --name, or delete this folder"
+        )
+    if not finished:
+        return None
+    try:
+        return read_report(root)
+    except CorpusError as error:
+        # Never mended in silence: somebody may have edited it on purpose.
+        raise CorpusError(
+            f"{error}; or delete {root / CORPUS_FILE} and run again: only what is damaged is imported anew"
+        ) from error
