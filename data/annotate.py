@@ -72,7 +72,7 @@ class OpenAIServer:
         """Find out whether stored answers can be looked up, and do without where not. A line for the user. Raises AnnotationStoppedError."""
         if self.lists_answers:
             try:
-                reply = await self._retrying.chat.completions.with_raw_response.list(limit=1)
+                reply = await self._client.with_options(max_retries=2).chat.completions.with_raw_response.list(limit=1)
                 self.lists_answers = isinstance(_document(reply.content), dict) and "data" in _document(reply.content)
             except openai.APIStatusError as error:
                 if error.status_code not in _NO_LIST:

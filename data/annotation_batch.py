@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -169,19 +169,44 @@ class BatchAnnotation:
         if name is None:
             self._ledger.append(BatchEnded(batch=key, status="never created"))
             return
-        while (state := await self._server.look(name)).status not in ENDED:
-            self._tell(f"batch {name}: {state.status}, {state.done:,} of {state.total:,} requests")
-            await asyncio.sleep(self._pace.batch_poll_s)
+        state = await self._watch(name)
+        told: set[str] = set()  # requests that the batch says anything of
         for number, file in enumerate(state.files):
             path = self._folder / f"{key}.answers-{number}.jsonl"
             if not path.exists():
                 await self._server.download(file, path)
-            self._collect(path)
-        self._ledger.append(BatchEnded(batch=key, status=state.status))
+            told |= self._collect(path)
+        events: list[Event] = []
+        if state.status in (
+            "completed",
+            "expired",
+        ):  # then each has an answer or an error, so the rest may have been paid for
+            events = [lost for lost in self._losses(self._folder / f"{key}.jsonl") if lost.request not in told]
+        self._ledger.append(*events, BatchEnded(batch=key, status=state.status))
         if state.queue_full and opened.sent.requests > 1:
             self._max_requests, self._one_at_a_time, self._queue_full = opened.sent.requests // 2, True, True
         elif state.problem:
             raise AnnotationStoppedError(f"batch {name} failed: {state.problem}")
+
+    def _losses(self, request_file: Path) -> Iterator[Lost]:
+        """Each request of a batch, as if it had been paid for in vain."""
+        for line in request_file.read_bytes().splitlines():
+            row = json.loads(line)
+            messages = row["body"].get("messages") or row["body"]["input"]
+            request = Request(id=row["custom_id"], example_id="", attempt=0, messages=tuple(messages))
+            yield Lost(request=request.id, cost=self._work.reserve(request, batched=True))
+
+    async def _watch(self, name: str) -> BatchState:
+        """Look at a batch now and then until it has ended, through failures of the network too."""
+        while True:
+            try:
+                state = await self._server.look(name)
+                if state.status in ENDED:
+                    return state
+                self._tell(f"batch {name}: {state.status}, {state.done:,} of {state.total:,} requests")
+            except OutcomeUnknownError as error:
+                self._tell(f"the server, which does not tell how batch {name} stands ({error})")
+            await asyncio.sleep(self._pace.batch_poll_s)
 
     async def _look_for(self, key: str, sent: float) -> str | None:
         """The name of a batch whose creation was cut off, None when there surely is none."""
@@ -194,24 +219,24 @@ class BatchAnnotation:
                 return None
             await asyncio.sleep(self._pace.poll_s)
 
-    def _collect(self, path: Path) -> None:
-        """Put a file's answers into the ledger. Lines that repeat a request, or belong to none, are left alone."""
+    def _collect(self, path: Path) -> set[str]:
+        """Put a file's answers into the ledger; the ids that it holds. Lines that repeat a request, or are of none of ours, are left alone."""
         asked = {request.id: (example, request) for example, request in self._work.pending(selected=False)}
         events: list[Event] = []
+        told: set[str] = set()
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                example, request = asked.pop(row["custom_id"])
-                response = row.get("response") or {}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # what is missing is asked again
-            if response.get("status_code") != 200:
-                self._note_failure(example, row, response)
+                name, response = row["custom_id"], row.get("response") or {}
+                answer = read_answer(response["body"]) if response.get("status_code") == 200 else None
+            except (ValueError, KeyError, TypeError, AttributeError, OutcomeUnknownError):
+                continue  # as if it were missing
+            told.add(name)
+            example, request = asked.pop(name, (None, None))
+            if example is None or request is None:
                 continue
-            try:
-                answer = read_answer(response["body"])
-            except (OutcomeUnknownError, KeyError):
-                events.append(Lost(request=request.id, cost=self._work.reserve(request, batched=True)))
+            if answer is None:
+                self._note_failure(example, row, response)
                 continue
             events.append(self._work.judge(example, request, answer, "batch"))
             if len(events) == _EVENTS_AT_ONCE:
@@ -219,6 +244,7 @@ class BatchAnnotation:
                 events.clear()
         self._ledger.append(*events)
         self._tell("")
+        return told
 
     def _note_failure(self, example: Example, row: Mapping[str, Any], response: Mapping[str, Any]) -> None:
         error = row.get("error") or (response.get("body") or {}).get("error") or {}

@@ -37,8 +37,8 @@ class AnnotationReport:
 
     annotator: Mapping[str, Any]
     server: str = ""  # host that answered last
-    splits: tuple[Split, ...]
-    examples: int
+    splits: tuple[Split, ...]  # asked for in the last run
+    examples: int  # of these splits, and what earlier runs annotated of others
     accepted: int
     quarantined: int  # no answer passed the checks
     refused: Mapping[str, str] = field(default_factory=dict)  # example id -> why the server takes no request for it
@@ -89,19 +89,17 @@ def selected_examples(corpus: Corpus, splits: Sequence[Split], limit: int | None
 def finish_work(
     folder: Path, work: Work, annotator: Mapping[str, Any], server: str, splits: tuple[Split, ...], *, attach: bool
 ) -> AnnotationReport:
-    """Write what the ledger holds, and switch the corpus to it when everything was asked and `attach` says so."""
+    """Write what the ledger holds, of all splits, and switch the corpus to it when everything was asked and `attach` says so."""
     traces: list[tuple[str, Trace]] = []
     quarantined: list[dict[str, Any]] = []
     accepted_at: Counter[str] = Counter()
-    done = not_asked = 0
-    wanted = {example.id for example in work.examples}
+    not_asked = 0
+    waiting = {example.id for example in work.examples} - work.refused.keys() - work.unanswered.keys()
     for example in (row.example for row in work.corpus.examples):  # all: traces of other splits stay when one is added
         answers, request = work.chain(example)
         if request is not None:
-            not_asked += example.id in wanted - work.refused.keys() - work.unanswered.keys()
-            continue
-        done += example.id in wanted
-        if answers[-1].reasons:
+            not_asked += example.id in waiting
+        elif answers[-1].reasons:
             quarantined.append(_quarantined(example, answers[-1].reasons, answers[-1].text))
         else:
             traces.append((example.id, parse_trace(answers[-1].text).trace))
@@ -111,7 +109,7 @@ def finish_work(
         annotator=annotator,
         server=server,
         splits=splits,
-        examples=len(work.examples),
+        examples=len(traces) + len(quarantined) + len(work.refused) + len(work.unanswered) + not_asked,
         accepted=len(traces),
         quarantined=len(quarantined),
         refused=work.refused,

@@ -24,7 +24,7 @@ _ASCII_PUNCTUATION = re.compile(r"[^a-z0-9'$+<=>^|~]+")
 
 
 class RowKey(NamedTuple):
-    """What of a row is compared with other rows; `row_key` makes it. About 400 bytes, so that a million rows fit in memory."""
+    """What of a row is compared with other rows; `row_key` makes it. A few hundred bytes, so that a million rows fit in memory."""
 
     file: Path
     line: int | None
@@ -69,7 +69,9 @@ def check_across(rows: Sequence[RowKey], *, allow_shared_sentences: bool = False
             found.append(_audio_twice(row, kept))
         if (kept := sentences.get(row.sentence)) and kept.split != row.split:
             found.append(_sentence_twice(row, kept, allow_shared_sentences))
-        if all(finding.severity == "warning" for finding in found):
+        if errors := [finding for finding in found if finding.severity == "error"]:
+            found = errors  # a warning is of a row that stays
+        else:
             ids[row.id] = row
             sounds.setdefault(row.audio, row)
             sentences.setdefault(row.sentence, row)
@@ -105,7 +107,8 @@ def _clash(row: RowKey, other: RowKey) -> str:
 
 def _id_twice(row: RowKey, kept: RowKey) -> Finding:
     stands = f"stands {'on' if kept.line is not None else 'in'} {_place(row, kept)} too"
-    return _at(row).error("id-duplicate", "id", f"{shown(row.id)} {stands}", "give every example its own id")
+    with_it = ", with the same recording" if row.audio == kept.audio else ""
+    return _at(row).error("id-duplicate", "id", f"{shown(row.id)} {stands}{with_it}", "give every example its own id")
 
 
 def _audio_twice(row: RowKey, kept: RowKey) -> Finding:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from data.normalize import normalize_value
-from data.scoring import Pairs, assign_values, values_match
+from data.scoring import Pairs, assign_values, group_values, values_match
 
 Unread = Literal["parse_failure", "truncation"]
 """Why nothing was read of an answer: it holds no readable object, or the token budget ended it."""
@@ -55,9 +55,10 @@ def classify_values(references: Pairs, predicted: Pairs, *, unread: Unread | Non
     outcomes: list[Outcome] = []
     missing: list[Value] = []
     surplus: list[Value] = []
-    for label in sorted({label for label, _ in (*references, *predicted)}):
-        wanted = _sorted(value for value in references if value[0] == label)
-        written = _sorted(value for value in predicted if value[0] == label)
+    wanted_of, written_of = group_values(references), group_values(predicted)
+    for label in sorted({*wanted_of, *written_of}):
+        wanted = _sorted((label, value) for value in wanted_of.get(label, ()))
+        written = _sorted((label, value) for value in written_of.get(label, ()))
         pairs = _assign(written, wanted)
         for column, row in sorted(pairs.items()):
             equal = _tokens(wanted[column]) == _tokens(written[row])

@@ -24,14 +24,15 @@ from data.atomic import write_json, write_jsonl
 from data.audio_folder import AudioFolder
 from data.cross_checks import check_across, row_key
 from data.executors import Executor
-from data.findings import Finding, Severity
+from data.findings import Finding
 from data.import_report import REJECTED_FILE, ImportReport, hours, read_report
 from data.json_lines import CorpusError, Location
 from data.manifest import CORPUS_FILE, write_corpus
-from data.manifest_rows import CORPUS_ROW, check_row, label_names
+from data.manifest_rows import CORPUS_ROW, label_names
 from data.ontology import build_ontology
 from data.readers.source import Reader, SourceRow, draw_split
 from data.records import SPLITS, AnnotatedExample, Example, Ontology, Split, to_json
+from data.row_content import check_whole_row
 from data.source_audio import CHUNK, SoundTask, audio_path, store_sounds
 
 MARKER_FILE = "import.json"
@@ -95,7 +96,7 @@ class _Import:
         self._ontology, self._allow_shared = ontology, allow_shared_sentences
         self._findings: list[
             tuple[int, Finding]
-        ] = []  # with the place of the row, so that they can be told in the order of the files
+        ] = []  # with the place among the rows, to be told in the order of the files
         self._kept: list[tuple[int, SourceRow, Example]] = []
 
     def sift(self, found: Sequence[SourceRow | Finding], outcomes: Iterable[Mapping[str, Any]]) -> None:
@@ -112,10 +113,7 @@ class _Import:
                 defects = [at.error(sound["kind"], "audio", sound["problem"], sound["remedy"])]
             else:
                 example = _example(row, sound)
-                defects = [
-                    *check_row(at, to_json(example), CORPUS_ROW, labels=labels, audio=folder),
-                    *_check_unicode(at, example),
-                ]
+                defects = check_whole_row(at, to_json(example), CORPUS_ROW, labels=labels, audio=folder)
             self._findings += ((place, defect) for defect in defects)
             if not any(defect.severity == "error" for defect in defects):
                 self._kept.append((place, row, example))
@@ -125,10 +123,11 @@ class _Import:
 
     def write(self, name: str) -> None:
         """Write `rejected.jsonl`, then the corpus. Raises CorpusError when a split that every trial needs is empty."""
-        self._findings.sort(key=lambda found: found[0])
-        errors = [finding for _, finding in self._findings if finding.severity == "error"]
-        write_jsonl(self._root / REJECTED_FILE, (self._rejected_row(finding) for finding in errors))
-        dropped = self._count("error")
+        errors = sorted((found for found in self._findings if found[1].severity == "error"), key=lambda found: found[0])
+        lost = {place for place, _ in errors}
+        warnings = [found for found in self._findings if found[1].severity == "warning" and found[0] not in lost]
+        write_jsonl(self._root / REJECTED_FILE, (self._rejected_row(finding) for _, finding in errors))
+        dropped = _count(errors)
         examples = [example for _, _, example in self._kept]
         self._check_splits(examples, dropped)
         assert self._ontology
@@ -142,19 +141,14 @@ class _Import:
                 "format": self._reader.name,
                 "title": self._reader.title,
                 "licence": self._reader.licence,
-                "source": self._source.resolve().name,
+                "source": _writable(self._source.resolve().name),
                 "slotgrid": _version(),
                 "labels": len(self._ontology.labels()),
                 "hours_per_split": {split: round(hours(examples, split), 4) for split in SPLITS},
                 "dropped": dropped,
-                "warnings": self._count("warning"),
+                "warnings": _count(warnings),
             },
         )
-
-    def _count(self, severity: Severity) -> dict[str, int]:
-        """Rows by kind of finding, the most frequent kind first."""
-        kinds = dict.fromkeys((place, found.kind) for place, found in self._findings if found.severity == severity)
-        return dict(Counter(kind for _, kind in kinds).most_common())
 
     def _compare_rows(self) -> None:
         keys = [
@@ -198,8 +192,8 @@ class _Import:
     def _rejected_row(self, finding: Finding) -> dict[str, Any]:
         file = finding.file.relative_to(self._source) if finding.file.is_relative_to(self._source) else finding.file
         return {
-            "id": finding.example_id,
-            "file": file.as_posix(),
+            "id": _writable(finding.example_id) if finding.example_id is not None else None,
+            "file": _writable(file.as_posix()),
             "line": finding.line,
             "field": finding.field,
             "kind": finding.kind,
@@ -242,14 +236,15 @@ def _example(row: SourceRow, sound: Mapping[str, Any]) -> Example:
     )
 
 
-def _check_unicode(at: Location, example: Example) -> list[Finding]:
-    """JSON can spell half of a surrogate pair; no text file can hold it."""
-    try:
-        json.dumps(to_json(example), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        problem = f"holds {error.object[error.start]!r}, half of a character"
-        return [at.error("text-not-unicode", None, problem, "correct the text")]
-    return []
+def _count(findings: Iterable[tuple[int, Finding]]) -> dict[str, int]:
+    """Rows by kind of finding, the most frequent kind first."""
+    kinds = dict.fromkeys((place, finding.kind) for place, finding in findings)
+    return dict(Counter(kind for _, kind in kinds).most_common())
+
+
+def _writable(text: str) -> str:
+    """Names of files and ids can hold what UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _version() -> str:
@@ -274,7 +269,7 @@ def _made_from(
     return {
         "format": reader.name,
         "name": name,
-        "source": str(source.resolve()),
+        "source": _writable(str(source.resolve())),
         "files": _listing(source.resolve(), root.resolve()),
         "ontology": hashlib.sha256(json.dumps(to_json(ontology)).encode()).hexdigest() if ontology else None,
         "allow_shared_sentences": allow_shared_sentences,

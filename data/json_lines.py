@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.findings import Finding, Severity
 
@@ -18,7 +19,8 @@ class CorpusError(ValueError):
     """A corpus that cannot be used; the one-line message names file, line, field and remedy."""
 
 
-class Location(NamedTuple):
+@dataclass(frozen=True)
+class Location:
     """Where a finding is found: a line of a file, and the id of its row where it is known."""
 
     file: Path

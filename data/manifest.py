@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic import file_sha256, write_json, write_jsonl
-from data.audio_folder import AudioFolder
+from data.audio_folder import AudioFolder, problem_of_path
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, is_text, iter_objects, key_name, raise_first, read_object, shown
 from data.manifest_rows import CORPUS_ROW, ONTOLOGY_FILE, check_row, check_text, check_texts, label_names
@@ -145,13 +145,13 @@ def write_corpus(
 def attach_traces(
     root: Path, *, file: Path, fingerprint: str, annotator: Mapping[str, Any], quarantined: int
 ) -> Corpus:
-    """Make `file`, a traces file below `root`, the traces of a finished corpus, and return the corpus with them.
+    """Make `file`, a traces file below `root` (or its path from there), the traces of a finished corpus, and return the corpus with them.
 
     The file is checked against the manifest first; then `corpus.json` is replaced in one step. A kill before that leaves the corpus with the
     traces that it had. Raises CorpusError.
     """
     summary = corpus_summary(root)
-    path = (root / file).absolute()
+    path = (file if file.is_relative_to(root) else root / file).absolute()
     if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
         raise CorpusError(f"{path}: is no file below {root}; write the traces below the corpus folder")
     before = summary["traces"]["file"] if summary["traces"] else TRACES_FILE
@@ -270,6 +270,8 @@ def _check_summary(path: Path, summary: Mapping[str, Any]) -> Iterator[Finding]:
         return
     for name in ("file", "fingerprint"):
         yield from check_text(at, f"traces.{name}", traces[name])
+    if is_text(traces["file"]) and (wrong := problem_of_path(traces["file"])):
+        yield at.error("corpus-traces-wrong", "traces.file", f"{shown(traces['file'])} {wrong.problem}", wrong.remedy)
 
 
 def _read_corpus(root: Path, summary: Mapping[str, Any]) -> Corpus:

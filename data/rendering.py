@@ -1,18 +1,38 @@
 """SupervisedExample + tokenizer + foundation kind -> token ids around the audio, and the target's ids.
 
-Base models get plain delimiters of our own; every other kind gets its tokenizer's chat template. The audio stands between `prefix` and
-`suffix`; the target ends with the tokenizer's end-of-sequence token, which is trained, so that every kind learns to stop.
+The target is the same text for every kind, so that scores compare. What it follows is the form that the foundation was trained on:
+
+    base        `BASE_PROMPT`, delimiters of our own
+    instruct    its chat template's generation prompt
+    reasoning   the same, without the `<think>` that the template opens; to answer directly, an empty closed block in its place
+    hybrid      the same, `enable_thinking` on or off as the inference mode says; off writes an empty closed block
+
+So the family's own `<think>` is never open where a target begins: a `<thinking>` of ours inside it would open two blocks, and a direct answer
+inside it would be a thought. A model that thinks writes our `<thinking>` where its family writes `<think>`; one that answers directly answers
+behind an empty block, which Qwen3's template writes itself and R1's does not know. `docs/foundations.md` shows every family.
+
+The target ends with the token that ends an answer in the foundation's own format, and it is trained, so that every kind learns to stop.
+Texts of a corpus are words only: a `<|im_end|>` that a caller says is no control token. Prompts never depend on the calendar.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from data.records import InferenceMode
 from data.supervision import AUDIO_MARKER, SupervisedExample
 
 BASE_PROMPT = "### instruction\n{prompt}\n### answer\n"
+EMPTY_THINKING = "<think>\n\n</think>\n\n"
+"""A thinking block that is over before it began, as Qwen3's template writes it."""
+_OPEN_THINKING = re.compile(r"<think>\s*\Z")
+_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}{{ '' }}"
+"""Put before a template that asks for today's date. Llama 3.1's own template says this date, whatever the day."""
+_CUT = "\ufdd0"
+"""Where a text is cut and tokenized apart: a code point that Unicode reserves for a program's own use, in no text of anybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,40 +41,122 @@ class RenderedExample:
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
-    target: tuple[int, ...]  # ends with the end-of-sequence token
+    target: tuple[int, ...]  # ends with `answer_end`
+
+
+def render(supervised: SupervisedExample, tokenizer: Any, kind: str) -> RenderedExample:
+    """Tokenize one item; prefix, suffix and target apart, as the model meets them.
+
+    `tokenizer` is a Hugging Face fast tokenizer. Raises ValueError where the tokenizer does not suit the kind.
+    """
+    if _CUT in supervised.prompt or _CUT in supervised.target:
+        raise ValueError(f"example {supervised.example_id}: its text holds U+FDD0, which is no character; remove it")
+    control = _control_tokens(tokenizer, kind)
+    said_before, marker, said_after = supervised.prompt.rpartition(AUDIO_MARKER)
+    assert marker, f"{supervised.example_id}: the prompt must hold the audio"
+    prompt = _cut_apart(said_before, control) + marker + _cut_apart(said_after, control)
+    parts = render_prompt(tokenizer, kind, prompt, supervised.mode).split(AUDIO_MARKER)
+    if len(parts) != 2:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path}: its chat template writes the user's text {len(parts) - 1} times, not once"
+        )
+    return RenderedExample(
+        prefix=_ids(tokenizer, parts[0]),
+        suffix=_ids(tokenizer, parts[1]),
+        target=(*_ids(tokenizer, _cut_apart(supervised.target, control)), answer_end(tokenizer, kind)),
+    )
 
 
 def render_prompt(tokenizer: Any, kind: str, prompt: str, mode: InferenceMode) -> str:
     """The prompt as the foundation reads it, `AUDIO_MARKER` still inside.
 
-    `tokenizer` is a Hugging Face tokenizer; `enable_thinking` reaches hybrid templates alone (Qwen3's own switch).
-    Raises ValueError when a chat foundation's tokenizer has no chat template.
+    `tokenizer` is a Hugging Face tokenizer; `enable_thinking` reaches hybrid templates alone (Qwen3's own switch). Raises ValueError when a
+    chat foundation's tokenizer has no chat template, or a hybrid one's does not know the switch.
     """
     if kind == "base":
         return (tokenizer.bos_token or "") + BASE_PROMPT.format(prompt=prompt)
+    options = {"enable_thinking": mode == "think"} if kind == "hybrid" else {}
+    if kind == "hybrid":
+        _check_switch(tokenizer, _template(tokenizer, kind))
+    text = _fill_template(tokenizer, kind, {"user": prompt}, add_generation_prompt=True, **options)
+    opened = _OPEN_THINKING.search(text)
+    return text[: opened.start()] + EMPTY_THINKING * (mode == "direct") if opened else text
+
+
+def answer_end(tokenizer: Any, kind: str) -> int:
+    """The token that ends every target and at which generation stops.
+
+    Chat kinds: the added token that the template writes after an answer (`<|im_end|>`, `<|eot_id|>`), which the tokenizer's end-of-sequence
+    token need not be. Base, and a template that writes none: end-of-sequence. Raises ValueError where there is neither.
+    """
+    return _answer_end(tokenizer, "" if kind == "base" else _template(tokenizer, kind), kind)
+
+
+@lru_cache(maxsize=32)
+def _answer_end(tokenizer: Any, template: str, kind: str) -> int:
+    if template:
+        text = _fill_template(tokenizer, kind, {"user": "question", "assistant": "answer"})
+        after = _ids(tokenizer, text.rpartition("answer")[2].lstrip())
+        if after and after[0] in tokenizer.added_tokens_decoder:
+            return after[0]
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path}: no end-of-sequence token, so no answer could ever end")
+    return int(tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=32)
+def _check_switch(tokenizer: Any, template: str) -> None:
+    """Raise ValueError for a template that writes the same prompt whether the model may think or not."""
+    on, off = (
+        _fill_template(tokenizer, "hybrid", {"user": "question"}, add_generation_prompt=True, enable_thinking=value)
+        for value in (True, False)
+    )
+    if on == off:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path}: its chat template does not know enable_thinking, which a foundation of kind 'hybrid' needs; "
+            "declare the foundation as instruct or reasoning"
+        )
+
+
+def _fill_template(tokenizer: Any, kind: str, messages: dict[str, str], **options: Any) -> str:
+    """The chat template, filled with one message per role, in the order given."""
+    template = _template(tokenizer, kind)
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+    conversation = [{"role": role, "content": content} for role, content in messages.items()]
+    text: str = tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False, **options)
+    return text
+
+
+def _template(tokenizer: Any, kind: str) -> str:
     if not tokenizer.chat_template:
         raise ValueError(
             f"tokenizer {tokenizer.name_or_path}: no chat template, which a foundation of kind {kind!r} needs"
         )
-    options = {"enable_thinking": mode == "think"} if kind == "hybrid" else {}
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False, **options
-    )
-    return text
+    template: str = tokenizer.get_chat_template()
+    return template
 
 
-def render(supervised: SupervisedExample, tokenizer: Any, kind: str) -> RenderedExample:
-    """Tokenize one item. The prompt's two halves are tokenized apart, as the model meets them."""
-    before, marker, after = render_prompt(tokenizer, kind, supervised.prompt, supervised.mode).partition(AUDIO_MARKER)
-    assert marker and AUDIO_MARKER not in after, f"{supervised.example_id}: the prompt must hold the audio exactly once"
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path}: no end-of-sequence token, so no answer could ever end")
-    return RenderedExample(
-        prefix=_ids(tokenizer, before),
-        suffix=_ids(tokenizer, after),
-        target=(*_ids(tokenizer, supervised.target), tokenizer.eos_token_id),
-    )
+def _control_tokens(tokenizer: Any, kind: str) -> re.Pattern[str]:
+    """Matches the first character of every text that the tokenizer would read as a control token, and of `AUDIO_MARKER`."""
+    return _control_pattern(tokenizer, "" if kind == "base" else _template(tokenizer, kind))
+
+
+@lru_cache(maxsize=32)
+def _control_pattern(tokenizer: Any, template: str) -> re.Pattern[str]:
+    """Control tokens are the special tokens and the added ones that the template writes (`<think>`); runs of spaces are none."""
+    added = tokenizer.added_tokens_decoder.values()
+    texts = {token.content for token in added if token.special or (token.content in template and token.content.strip())}
+    longest_first = sorted({*texts, AUDIO_MARKER}, key=lambda text: (-len(text), text))
+    return re.compile(f"(?={'|'.join(map(re.escape, longest_first))}).", re.DOTALL)
+
+
+def _cut_apart(text: str, control: re.Pattern[str]) -> str:
+    """The text, cut after the first character of what would be a control token."""
+    return control.sub(lambda found: found[0] + _CUT, text)
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tuple(
+        token for piece in text.split(_CUT) for token in tokenizer(piece, add_special_tokens=False)["input_ids"]
+    )

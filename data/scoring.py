@@ -105,6 +105,14 @@ def assign_values(
     return taken_by
 
 
+def group_values(pairs: Pairs) -> dict[str, list[str]]:
+    """The values of each label, labels and values in the order written."""
+    values: dict[str, list[str]] = {}
+    for label, value in pairs:
+        values.setdefault(label, []).append(value)
+    return values
+
+
 def count_values(
     references: Pairs, predicted: Pairs, *, asked: Collection[str] | None = None, fold_case: bool = True
 ) -> dict[str, Counts]:
@@ -113,11 +121,10 @@ def count_values(
     `asked` None: every label may be written. SLU-F1 is the one score whose values are not normalised: both are compared in lower
     case, and `fold_case` False leaves the predicted ones as they are, as the official script does.
     """
-    labels = dict.fromkeys([*(asked or ()), *(label for label, _ in references), *(label for label, _ in predicted)])
+    wanted_of, written_of = group_values(references), group_values(predicted)
     counts: dict[str, Counts] = {}
-    for label in labels:
-        written = [value for name, value in predicted if name == label]
-        wanted = [value for name, value in references if name == label]
+    for label in dict.fromkeys([*(asked or ()), *wanted_of, *written_of]):
+        wanted, written = wanted_of.get(label, []), written_of.get(label, [])
         tokens, wanted_tokens = [normalize_value(v) for v in written], [normalize_value(v) for v in wanted]
         counts[label] = Counts(
             true_positives=len(assign_values(tokens, wanted_tokens, values_match)),

@@ -17,6 +17,7 @@ FOUNDATION_KINDS: tuple[FoundationKind, ...] = get_args(FoundationKind)
 
 Padding = Literal["none", "30s"]
 Precision = Literal["fp32", "bf16"]
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
 def _require(condition: bool, field_name: str, remedy: str) -> None:
@@ -162,7 +163,7 @@ class TrialConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    metric_version: int = 1
+    metric_version: int = 2
 
     @property
     def mode(self) -> SupervisionMode:
@@ -177,22 +178,27 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a trial runs on the machine at hand. Changes its speed, never its identity."""
+    """How a trial runs on the machine at hand. Changes its speed and memory, never its identity.
+
+    Workers, micro-batches, ZeRO stage and kernels change the order of sums, so results differ by rounding: in fp32 by about 1e-6 of a weight.
+    """
 
     checkpoint_every: int = 200  # optimizer steps
     workers: int = 1
     use_gpu: bool = False
     cpus_per_worker: int = 1
-    zero_stage: int = 0
+    zero_stage: int = 0  # DeepSpeed's: 1 shards the optimizer state, 2 the gradients too, 3 the weights too (the frozen LM's with them)
     micro_batches: int = 1  # per optimizer step and worker (gradient accumulation)
     gradient_checkpointing: bool = False
+    attention: Attention = "sdpa"  # torch's own kernels; "flash_attention_2" needs a GPU and flash-attn
+    liger_kernels: bool = False  # fused Triton kernels; needs a GPU and liger-kernel
     evaluation_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        _require(
-            self.zero_stage in (0, 1, 2),
-            "execution.zero_stage",
-            "must be 0, 1 or 2 (generation under ZeRO-3 is not supported yet)",
-        )
+        _require(self.zero_stage in (0, 1, 2, 3), "execution.zero_stage", "must be 0, 1, 2 or 3")
         _require(self.micro_batches >= 1, "execution.micro_batches", "must be at least 1")
         _require(self.checkpoint_every >= 1, "execution.checkpoint_every", "must be at least 1")
+        _require(self.evaluation_batch_size >= 1, "execution.evaluation_batch_size", "must be at least 1")
+        _require(self.attention in get_args(Attention), "execution.attention", f"must be one of {get_args(Attention)}")
+        for kernel, chosen in (("attention", self.attention == "flash_attention_2"), ("liger_kernels", self.liger_kernels)):
+            _require(self.use_gpu or not chosen, f"execution.{kernel}", "these kernels run on a GPU only; set use_gpu")

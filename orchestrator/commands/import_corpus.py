@@ -74,9 +74,8 @@ def import_to_store(options: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     _print_report(report, console)
-    console.print(
-        escape(f"{report.corpus.root}, fingerprint {report.corpus.fingerprint[:12]}; licence: {reader.licence}")
-    )
+    made = f"{report.corpus.root}, fingerprint {report.corpus.fingerprint[:12]}; licence: {reader.licence}"
+    console.print(escape(made), soft_wrap=True)
     where = "" if options.store == options.usual_store else f" --store {shlex.quote(options.store)}"
     for command in (
         f"slotgrid data stats {name}{where}",
@@ -92,7 +91,7 @@ def _print_report(report: ImportReport, console: Console) -> None:
     for column in splits.columns[1:]:
         column.justify = "right"
     for split, held in report.splits.items():
-        splits.add_row(split, f"{held.examples:,}", f"{held.hours:.2f}", f"{held.labels:,}", f"{held.domains:,}")
+        splits.add_row(split, f"{held.examples:,}", f"{held.hours:.3f}", f"{held.labels:,}", f"{held.domains:,}")
     console.print(splits)
     if report.dropped:
         dropped = Table("rows dropped", "kind", "the first of them", box=None, pad_edge=False)
@@ -101,5 +100,6 @@ def _print_report(report: ImportReport, console: Console) -> None:
             dropped.add_row(f"{lost.rows:,}", kind, Text(lost.first))
         console.print(dropped)
         console.print(escape(f"each is a line of {report.rejected}"), soft_wrap=True)
-    for kind, rows in report.warnings.items():
-        console.print(escape(f"warning: {rows:,} rows, {kind}"), soft_wrap=True)
+    if report.warnings:
+        kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in report.warnings.items())
+        console.print(escape(f"rows kept with a warning: {kinds}; `slotgrid data validate` tells each"), soft_wrap=True)

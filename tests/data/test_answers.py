@@ -274,6 +274,36 @@ def check_fuzz(count, seed):
     print(f"{count} texts: {dict(seen)}, slowest {slowest:.3f} s")
 
 
+SLOW_TO_REPAIR = (
+    "-'",
+    "-','",
+    "('",
+    '("',
+    "(','",
+    '["["',
+    '`"',
+    '["',
+    "['",
+    "[','",
+    '{"',
+    "{{",
+    "[",
+    "(",
+    "1 ",
+    "\\",
+    '"a" ',
+)
+
+
+@pytest.mark.parametrize("unit", SLOW_TO_REPAIR)
+def test_no_text_takes_a_second(unit):
+    for start in ("{", '{"a": ', "{a: [1, "):
+        for length in (MAX_REPAIR_CHARS - 20, 200_000):
+            begun = time.process_time()
+            parse_answer(start + unit * (length // len(unit)) + "}")
+            assert time.process_time() - begun < 1, (start, length)
+
+
 def test_twenty_thousand_broken_answers_raise_nothing():
     check_fuzz(20_000, seed=0)
 

@@ -294,11 +294,13 @@ def test_traces_that_do_not_fit_are_not_attached(tmp_path: Path) -> None:
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     write(tmp_path)
+    ref = {"file": "", "fingerprint": "7ace", "annotator": {}, "count": 1, "quarantined": 0}
     summary = json.loads((tmp_path / "corpus.json").read_text())
     for key, value, problem in (
         ("name", "", "field name: must be a non-empty string"),
         ("files", [], "field files: must be an object"),
         ("traces", {"file": "traces.jsonl"}, "field traces: must be an object of annotator, count"),
+        ("traces", {**ref, "file": "../traces.jsonl"}, "field traces.file: '../traces.jsonl' leaves the corpus folder"),
     ):
         (tmp_path / "corpus.json").write_text(json.dumps({**summary, key: value}))
         with pytest.raises(CorpusError, match=f"corpus.json, {problem}"):

@@ -207,7 +207,7 @@ def shuffle(prediction, rnd):
     for label, value in rnd.sample(prediction.reference, len(prediction.reference)):
         reference.setdefault(label, []).append(value)
     output = prediction.output_text
-    if output.startswith("{") and output.endswith("}"):
+    if output.startswith(("{}", '{"')) and output.endswith("}"):
         slots = json.loads(output)
         output = {label: rnd.sample(slots[label], len(slots[label])) for label in rnd.sample(list(slots), len(slots))}
     return build_prediction(reference, output, asked="cab", truncated=prediction.truncated, mode=prediction.mode)

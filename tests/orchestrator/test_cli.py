@@ -114,10 +114,10 @@ def test_run_asks_before_it_touches_a_stale_trial(call, finish, tmp_path: Path) 
     run = open_store(tmp_path / "store").runs("grid", "smoke")
     finish(run, replace(SMOKE[0], metric_version=99))
     code, _, err = call("run")
-    assert code == 2 and "metric_version: 99 -> 1" in err and "--rerun-stale" in err
+    assert code == 2 and "metric_version: 99 -> 2" in err and "--rerun-stale" in err
     assert run.trial(trial_id(SMOKE[0])).result.is_file() and not run.plan.exists()
     code, out, _ = call("plan")
-    assert code == 0 and "blocked: metric_version: 99 -> 1" in out and "--rerun-stale" in out.splitlines()[-1]
+    assert code == 0 and "blocked: metric_version: 99 -> 2" in out and "--rerun-stale" in out.splitlines()[-1]
 
 
 def test_a_damaged_result_is_one_line_that_names_the_file(call, finish, tmp_path: Path) -> None:

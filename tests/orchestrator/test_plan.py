@@ -44,7 +44,7 @@ def test_a_plan_says_what_run_would_do(store: Store, tiny_grid: list[TrialConfig
     actions = [row["action"] for row in plan_to_json(plan)["trials"]]
     assert actions[:5] == ["skip", "continue", "retry", "blocked", "start"]
     assert len(plan.to_run) == 10
-    with pytest.raises(ValueError, match=r"tiny-instruct\.regular\.seed0: metric_version: 99 -> 1.*--rerun-stale"):
+    with pytest.raises(ValueError, match=r"tiny-instruct\.regular\.seed0: metric_version: 99 -> 2.*--rerun-stale"):
         plan.check()
     again = plan_of(store, SCALES["tiny"], tiny_grid, rerun_stale=True)
     assert again.action(again.states[3]) == "rerun" and not again.blocked
