@@ -49,8 +49,10 @@ _DECLINED = {429, 500, 503, 529}
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _NO_LIST = {400, 404, 405, 422, 501}
 """Statuses of servers that cannot list stored answers."""
+_CONNECT_S = 15.0
 _CLOCKS_DIFFER_S = 600
 _HIDDEN = "***"
+_SECRET_FROM = 16  # characters: a shorter key ("EMPTY") is a placeholder, and may be a word of an answer
 
 
 class OpenAIServer:
@@ -61,7 +63,9 @@ class OpenAIServer:
         self.lists_answers = stored and config.api == "chat"
         self._config, self._url, self._key, self._pace = config, url, key, pace
         # No retries by the SDK where money is at stake: it would send again what may have been answered.
-        self._client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=pace.timeout_s)
+        self._client = openai.AsyncOpenAI(
+            api_key=key, base_url=url, max_retries=0, timeout=openai.Timeout(pace.timeout_s, connect=min(pace.timeout_s, _CONNECT_S))
+        )
         self._retrying = self._client.with_options(max_retries=_LOOKUP_RETRIES)
 
     async def close(self) -> None:
@@ -189,7 +193,7 @@ class OpenAIServer:
         if status in ("failed", "cancelled"):
             raise NotBilledError(self._public(f"response {status}: {(reply.get('error') or {}).get('message')}"))
         answer = read_answer(reply)
-        return replace(answer, text=answer.text.replace(self._key, _HIDDEN))
+        return replace(answer, text=self._without_key(answer.text))
 
     def _error(self, error: openai.OpenAIError) -> Exception:
         """What an error of the SDK means for a request that may cost money."""
@@ -231,7 +235,10 @@ class OpenAIServer:
 
     def _public(self, text: str) -> str:
         """One line without the key, whatever a server writes into its messages."""
-        return " ".join(text.replace(self._key, _HIDDEN).split())[:300]
+        return " ".join(self._without_key(text).split())[:300]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, _HIDDEN) if len(self._key) >= _SECRET_FROM else text
 
 
 def _document(content: bytes) -> Any:
@@ -272,7 +279,13 @@ def annotate(
             estimate = work.estimate(batched=where.batched)
             if estimate.requests and not listener.confirm(estimate):
                 return None
-            too_dear = asyncio.run(_run(work, where, key, folder, listener)) if estimate.requests else False
+            too_dear = False
+            if estimate.requests or ledger.batches:
+                try:
+                    too_dear = asyncio.run(_run(work, where, key, folder, listener))
+                except AnnotationStoppedError:
+                    finish_work(folder, work, described, where.host, splits, attach=False)
+                    raise
             report = finish_work(folder, work, described, where.host, splits, attach=limit is None)
         finally:
             ledger.close()

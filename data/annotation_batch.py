@@ -86,14 +86,13 @@ class BatchAnnotation:
         *,
         max_cost: Decimal | None = None,
         on_progress: OnProgress | None = None,
-        limits: tuple[int, int] = (MAX_REQUESTS, MAX_BYTES),
     ) -> None:
-        """`folder` takes the request and answer files; `limits` are requests and bytes of one file."""
+        """`folder` takes the request and answer files."""
         self.too_dear = False  # the cost limit ended the run
         self._work, self._ledger, self._server, self._pace, self._folder = work, work.ledger, server, pace, folder
         self._max_cost = max_cost
         self._on_progress = on_progress or (lambda progress: None)
-        self._max_requests, self._max_bytes = limits
+        self._max_requests = MAX_REQUESTS
         self._one_at_a_time = self._queue_full = False  # the account's queue is small; was full in this round
         self._failures: dict[str, str] = {}  # example id: why its last request failed
 
@@ -156,7 +155,7 @@ class BatchAnnotation:
             line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
             cost = self._work.reserve(request, batched=True)
             known = self._ledger.spent + self._ledger.reserved + reserved
-            if size + len(line) > self._max_bytes or (self._max_cost is not None and known + cost > self._max_cost):
+            if size + len(line) > MAX_BYTES or (self._max_cost is not None and known + cost > self._max_cost):
                 break
             lines.append(line)
             size, reserved = size + len(line), reserved + cost
@@ -177,10 +176,8 @@ class BatchAnnotation:
                 await self._server.download(file, path)
             told |= self._collect(path)
         events: list[Event] = []
-        if state.status in (
-            "completed",
-            "expired",
-        ):  # then each has an answer or an error, so the rest may have been paid for
+        if state.status in ("completed", "expired"):
+            # Each request has an answer or an error then; what has neither may have been paid for.
             events = [lost for lost in self._losses(self._folder / f"{key}.jsonl") if lost.request not in told]
         self._ledger.append(*events, BatchEnded(batch=key, status=state.status))
         if state.queue_full and opened.sent.requests > 1:

@@ -117,6 +117,8 @@ class LiveAnnotation:
         finally:
             for slot in slots:
                 slot.cancel()
+        for slot in slots:
+            slot.result()
         if self._failure:
             raise self._failure
 

@@ -26,6 +26,7 @@ REFUSALS = (400, 413, 422)
 METADATA_KEY = "slotgrid_request"
 """Every request carries its id under this key, so that its answer can be found again on the server instead of being paid for twice."""
 
+_SCHEMA_BYTES = len(json.dumps(RESPONSE_FORMAT))
 _PER_MESSAGE = 16  # tokens around a message (role, separators) at most; published counts are 3 to 7
 
 
@@ -76,13 +77,13 @@ class Request:
     @property
     def max_tokens_in(self) -> int:
         """An upper bound of the input tokens: no tokenizer makes more tokens than bytes. The answer's schema counts as input too."""
-        texts = [*(message["content"] for message in self.messages), json.dumps(RESPONSE_FORMAT)]
-        return sum(len(text.encode()) + _PER_MESSAGE for text in texts)
+        texts = [message["content"] for message in self.messages]
+        return _SCHEMA_BYTES + sum(len(text.encode()) + _PER_MESSAGE for text in texts)
 
 
-def make_request(config: AnnotatorConfig, example_id: str, attempt: int, messages: list[dict[str, str]]) -> Request:
-    """A request whose id is a hash of all that it asks: an example that changed in the corpus is another question."""
-    asked = json.dumps([config.fingerprint(), example_id, attempt, messages], ensure_ascii=False)
+def make_request(annotator: str, example_id: str, attempt: int, messages: list[dict[str, str]]) -> Request:
+    """A request to the annotator of this fingerprint. Its id is a hash of all that it asks: a changed example is another question."""
+    asked = json.dumps([annotator, example_id, attempt, messages])
     name = hashlib.sha256(asked.encode()).hexdigest()[:32]
     return Request(id=name, example_id=example_id, attempt=attempt, messages=tuple(messages))
 

@@ -50,6 +50,7 @@ class Work:
         self.config, self.corpus, self.examples, self.ledger, self.price = config, corpus, examples, ledger, price
         self.refused: dict[str, str] = {}  # example id: why the server takes no request for it
         self.unanswered: dict[str, str] = {}  # example id: the last of too many failures in this run
+        self._annotator = config.fingerprint()
         self._wanted = {example.id for example in examples}
         self._done = len(examples) - sum(1 for _ in self.pending())
 
@@ -59,7 +60,7 @@ class Work:
         answers: list[Answered] = []
         reasons: list[str] | None = None
         for attempt in range(1, self.config.max_attempts + 1):
-            request = make_request(self.config, example.id, attempt, trace_messages(example, asked, reasons))
+            request = make_request(self._annotator, example.id, attempt, trace_messages(example, asked, reasons))
             answered = self.ledger.answers.get(request.id)
             if answered is None:
                 return answers, request

@@ -227,14 +227,6 @@ def read_audio(path: Path, *, channel: int | None = None, start_s: float = 0.0, 
         return file.read(channel=channel, start_s=start_s, end_s=end_s)
 
 
-def read_audio_bytes(
-    data: bytes, name: str, *, channel: int | None = None, start_s: float = 0.0, end_s: float | None = None
-) -> Waveform:
-    """`read_audio` of the content of a file, which errors call `name`."""
-    with AudioFile(data, name) as file:
-        return file.read(channel=channel, start_s=start_s, end_s=end_s)
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

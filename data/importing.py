@@ -94,9 +94,8 @@ class _Import:
     ) -> None:
         self._root, self._reader, self._source = root, reader, source
         self._ontology, self._allow_shared = ontology, allow_shared_sentences
-        self._findings: list[
-            tuple[int, Finding]
-        ] = []  # with the place among the rows, to be told in the order of the files
+        # Each with the place of its row, so that they are told in the order of the files.
+        self._findings: list[tuple[int, Finding]] = []
         self._kept: list[tuple[int, SourceRow, Example]] = []
 
     def sift(self, found: Sequence[SourceRow | Finding], outcomes: Iterable[Mapping[str, Any]]) -> None:

@@ -127,7 +127,7 @@ def test_a_rejected_answer_is_asked_for_again_with_the_reason_and_at_last_quaran
 
 
 @pytest.mark.parametrize(
-    "fault", ["late", "cut_before", "cut_after", "garbled", "invalid_json", "wrong_slots", "failing", "rate_limited"]
+    "fault", ["late", "cut_before", "cut_after", "garbled", "gateway", "invalid_json", "wrong_slots", "failing", "rate_limited"]
 )
 def test_each_fault_is_survived_and_paid_once(fault: str, corpus: Corpus) -> None:
     with running_server(Faults(**{fault: 0.3}, late_s=1.2)) as server:

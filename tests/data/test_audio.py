@@ -14,12 +14,17 @@ import soundfile
 import soxr
 from corpus_samples.sound import babble
 
-from data.audio import AudioError, AudioFile, encode_flac, pcm_sha256, read_audio, read_audio_bytes, to_pcm16
+from data.audio import AudioError, AudioFile, encode_flac, pcm_sha256, read_audio, to_pcm16
 from data.records import SAMPLE_RATE
 
 
 def tone(rate: int = SAMPLE_RATE, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def read_audio_bytes(data: bytes, **cut: float) -> np.ndarray:
+    with AudioFile(data, "call 7") as file:
+        return file.read(**cut)
 
 
 def test_flac_keeps_every_sample_and_its_hash(tmp_path: Path) -> None:
@@ -114,7 +119,7 @@ def test_a_part_is_the_same_as_that_part_of_the_whole(tmp_path: Path, name: str)
             part = whole[round(start * rate) : None if end is None else round(end * rate)]
             expected = soxr.resample(part, rate, SAMPLE_RATE, quality="HQ")
             assert np.array_equal(file.read(start_s=start, end_s=end), expected), (start, end)
-            assert np.array_equal(read_audio_bytes(data, "row 7", start_s=start, end_s=end), expected)
+            assert np.array_equal(read_audio_bytes(data, start_s=start, end_s=end), expected)
 
 
 def test_a_part_at_16_khz_is_cut_to_the_sample(tmp_path: Path) -> None:
@@ -140,14 +145,12 @@ def test_a_file_without_its_end_is_noticed_and_what_is_left_can_be_read(name: st
     data, _ = encoded(name)
     cut = data[: round(len(data) * left)]
     with pytest.raises(AudioError, match="cut off") as caught:
-        read_audio_bytes(cut, "call")
+        read_audio_bytes(cut)
     assert caught.value.kind == "audio-truncated" and "\n" not in str(caught.value)
     with pytest.raises(AudioError) as caught:
-        read_audio_bytes(cut, "call", start_s=19.0, end_s=19.9)
+        read_audio_bytes(cut, start_s=19.0, end_s=19.9)
     assert caught.value.kind == "audio-truncated"
-    assert np.array_equal(
-        read_audio_bytes(cut, "call", start_s=1.0, end_s=3.0), read_audio_bytes(data, "call", start_s=1.0, end_s=3.0)
-    )
+    assert np.array_equal(read_audio_bytes(cut, start_s=1.0, end_s=3.0), read_audio_bytes(data, start_s=1.0, end_s=3.0))
 
 
 def mpeg_frames(data: bytes) -> bytes:
@@ -159,12 +162,12 @@ def test_an_mp3_without_a_header_of_its_length_is_whole_or_refused() -> None:
     stream = io.BytesIO()
     soundfile.write(stream, babble(0, 20.0), SAMPLE_RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=0.5)
     constant = mpeg_frames(stream.getvalue())
-    assert abs(len(read_audio_bytes(constant, "call")) / SAMPLE_RATE - 20) < 0.2
-    assert len(read_audio_bytes(constant + b"TAG" + bytes(125), "call")) == len(read_audio_bytes(constant, "call"))
+    assert abs(len(read_audio_bytes(constant)) / SAMPLE_RATE - 20) < 0.2
+    assert len(read_audio_bytes(constant + b"TAG" + bytes(125))) == len(read_audio_bytes(constant))
     with pytest.raises(AudioError, match="is cut off"):
-        read_audio_bytes(constant[:-50], "call")
+        read_audio_bytes(constant[:-50])
     with pytest.raises(AudioError, match="varying bit rate without a header that tells its length"):
-        read_audio_bytes(mpeg_frames(encoded("mp3")[0]), "call")
+        read_audio_bytes(mpeg_frames(encoded("mp3")[0]))
 
 
 SECOND = np.concatenate([babble(0, 1.0), np.zeros(SAMPLE_RATE // 2, np.float32), babble(1, 0.5)])
@@ -234,4 +237,4 @@ def test_a_wav_that_was_streamed_is_whole() -> None:
     soundfile.write(stream, SECOND, SAMPLE_RATE, format="WAV", subtype="FLOAT")
     data = bytearray(stream.getvalue())
     data[4:8] = data[data.index(b"data") + 4 : data.index(b"data") + 8] = b"\xff" * 4
-    assert np.array_equal(read_audio_bytes(bytes(data), "call"), SECOND)
+    assert np.array_equal(read_audio_bytes(bytes(data)), SECOND)
