@@ -29,8 +29,10 @@ BASE_PROMPT = "### instruction\n{prompt}\n### answer\n"
 EMPTY_THINKING = "<think>\n\n</think>\n\n"
 """A thinking block that is over before it began, as Qwen3's template writes it."""
 _OPEN_THINKING = re.compile(r"<think>\s*\Z")
+_BRACKETED = re.compile(r"<.+>|\[.+\]")
 _FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}{{ '' }}"
 """Put before a template that asks for today's date. Llama 3.1's own template says this date, whatever the day."""
+_PROBE = "the answer of the assistant"
 _CUT = "\ufdd0"
 """Where a text is cut and tokenized apart: a code point that Unicode reserves for a program's own use, in no text of anybody."""
 
@@ -51,7 +53,7 @@ def render(supervised: SupervisedExample, tokenizer: Any, kind: str) -> Rendered
     """
     if _CUT in supervised.prompt or _CUT in supervised.target:
         raise ValueError(f"example {supervised.example_id}: its text holds U+FDD0, which is no character; remove it")
-    control = _control_tokens(tokenizer, kind)
+    control = _control_tokens(tokenizer)
     said_before, marker, said_after = supervised.prompt.rpartition(AUDIO_MARKER)
     assert marker, f"{supervised.example_id}: the prompt must hold the audio"
     prompt = _cut_apart(said_before, control) + marker + _cut_apart(said_after, control)
@@ -75,10 +77,11 @@ def render_prompt(tokenizer: Any, kind: str, prompt: str, mode: InferenceMode) -
     """
     if kind == "base":
         return (tokenizer.bos_token or "") + BASE_PROMPT.format(prompt=prompt)
+    template = _template(tokenizer, kind)
     options = {"enable_thinking": mode == "think"} if kind == "hybrid" else {}
     if kind == "hybrid":
-        _check_switch(tokenizer, _template(tokenizer, kind))
-    text = _fill_template(tokenizer, kind, {"user": prompt}, add_generation_prompt=True, **options)
+        _check_switch(tokenizer, template)
+    text = _fill_template(tokenizer, template, {"user": prompt}, add_generation_prompt=True, **options)
     opened = _OPEN_THINKING.search(text)
     return text[: opened.start()] + EMPTY_THINKING * (mode == "direct") if opened else text
 
@@ -89,26 +92,25 @@ def answer_end(tokenizer: Any, kind: str) -> int:
     Chat kinds: the added token that the template writes after an answer (`<|im_end|>`, `<|eot_id|>`), which the tokenizer's end-of-sequence
     token need not be. Base, and a template that writes none: end-of-sequence. Raises ValueError where there is neither.
     """
-    return _answer_end(tokenizer, "" if kind == "base" else _template(tokenizer, kind), kind)
+    end = None if kind == "base" else _written_end(tokenizer, _template(tokenizer, kind))
+    if end is None and tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path}: no end-of-sequence token, so no answer could ever end")
+    return int(tokenizer.eos_token_id if end is None else end)
 
 
 @lru_cache(maxsize=32)
-def _answer_end(tokenizer: Any, template: str, kind: str) -> int:
-    if template:
-        text = _fill_template(tokenizer, kind, {"user": "question", "assistant": "answer"})
-        after = _ids(tokenizer, text.rpartition("answer")[2].lstrip())
-        if after and after[0] in tokenizer.added_tokens_decoder:
-            return after[0]
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path}: no end-of-sequence token, so no answer could ever end")
-    return int(tokenizer.eos_token_id)
+def _written_end(tokenizer: Any, template: str) -> int | None:
+    """The added token that the template writes right after an answer."""
+    text = _fill_template(tokenizer, template, {"user": "question", "assistant": _PROBE})
+    after = _ids(tokenizer, text.rpartition(_PROBE)[2].lstrip())
+    return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None
 
 
 @lru_cache(maxsize=32)
 def _check_switch(tokenizer: Any, template: str) -> None:
     """Raise ValueError for a template that writes the same prompt whether the model may think or not."""
     on, off = (
-        _fill_template(tokenizer, "hybrid", {"user": "question"}, add_generation_prompt=True, enable_thinking=value)
+        _fill_template(tokenizer, template, {"user": "question"}, add_generation_prompt=True, enable_thinking=value)
         for value in (True, False)
     )
     if on == off:
@@ -118,9 +120,8 @@ def _check_switch(tokenizer: Any, template: str) -> None:
         )
 
 
-def _fill_template(tokenizer: Any, kind: str, messages: dict[str, str], **options: Any) -> str:
-    """The chat template, filled with one message per role, in the order given."""
-    template = _template(tokenizer, kind)
+def _fill_template(tokenizer: Any, template: str, messages: dict[str, str], **options: Any) -> str:
+    """A chat template, filled with one message per role, in the order given."""
     if "strftime_now" in template:
         template = _FIXED_DATE + template
     conversation = [{"role": role, "content": content} for role, content in messages.items()]
@@ -137,16 +138,15 @@ def _template(tokenizer: Any, kind: str) -> str:
     return template
 
 
-def _control_tokens(tokenizer: Any, kind: str) -> re.Pattern[str]:
-    """Matches the first character of every text that the tokenizer would read as a control token, and of `AUDIO_MARKER`."""
-    return _control_pattern(tokenizer, "" if kind == "base" else _template(tokenizer, kind))
-
-
 @lru_cache(maxsize=32)
-def _control_pattern(tokenizer: Any, template: str) -> re.Pattern[str]:
-    """Control tokens are the special tokens and the added ones that the template writes (`<think>`); runs of spaces are none."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special or (token.content in template and token.content.strip())}
+def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the first character of what the tokenizer would read as a control token: its special tokens, added ones in brackets
+    (R1's `<think>` and `<｜User｜>` are not special), and `AUDIO_MARKER`."""
+    texts = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or _BRACKETED.fullmatch(token.content)
+    }
     longest_first = sorted({*texts, AUDIO_MARKER}, key=lambda text: (-len(text), text))
     return re.compile(f"(?={'|'.join(map(re.escape, longest_first))}).", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Command line -> verb: what `python experiments/<name>.py [run|plan|status|report]` does, the same for every experiment file.
+"""Command line -> verb: what `python experiments/<name>.py [run|plan|status|report|explain TRIAL]` does, the same for every experiment file.
 
 Exit codes: 0 all trials done (or the verb did its work); 1 some trial failed; 2 usage, configuration or data error, told in one line;
 3 interrupted, with the command that resumes.
@@ -82,6 +82,7 @@ def _parser(experiment: Experiment) -> OneLineParser:
     )
     verbs = "; ".join(f"{verb}: {(act.__doc__ or '').split('.')[0].lower()}" for verb, act in VERBS.items())
     parser.add_argument("verb", nargs="?", default="run", metavar="|".join(VERBS), help=f"{verbs} (default: run)")
+    parser.add_argument("trial", nargs="?", metavar="TRIAL", help="explain: the trial's id, as `plan` lists it")
     scales = "; ".join(f"{scale.name}: {scale.summary}" for scale in SCALES.values())
     parser.add_argument("--scale", default=AUTO, help=f"auto (default): what fits this machine; {scales}")
     parser.add_argument(
@@ -101,7 +102,7 @@ def _parser(experiment: Experiment) -> OneLineParser:
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="seeds 0..N-1 (default: the scale's, or what the run has grown to)"
     )
-    parser.add_argument("--json", action="store_true", help="plan, status and report: JSON on standard output")
+    parser.add_argument("--json", action="store_true", help="all verbs but run: JSON on standard output")
     parser.add_argument(
         "--rerun-stale", action="store_true", help="set trials of another configuration aside and run them anew"
     )
@@ -116,8 +117,10 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         raise ValueError(f"there is no verb {options.verb!r}; the verbs are {', '.join(VERBS)}")
     if extra:
         raise ValueError(f"unrecognized arguments: {' '.join(extra)}; --help lists the options")
+    if options.trial is not None and options.verb != "explain":
+        raise ValueError(f"unrecognized arguments: {options.trial}; --help lists the options")
     if options.json and options.verb == "run":
-        raise ValueError("--json: run prints its progress; use it with plan, status or report")
+        raise ValueError("--json: run prints its progress; use it with plan, status, report or explain")
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds: {options.seeds} is too few; give at least 1")
     scale, scale_line = choose_scale(options.scale)
@@ -141,6 +144,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         json=options.json,
         again=("python", sys.argv[0], *_given(options, parser)),
         console=open_console(file=sys.stderr if options.json else None),
+        explained=options.trial,
     )
 
 

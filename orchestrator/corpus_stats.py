@@ -183,7 +183,7 @@ def _measure_labels(corpus: Corpus) -> tuple[LabelStats, ...]:
 
 def _count_tokens(corpus: Corpus, rows: Sequence[AnnotatedExample], foundation: Foundation) -> TokenStats:
     """Prompt and targets as hybrid supervision writes them: it holds both inference modes, and the targets are those of the other modes."""
-    folder = _tokenizer_folder(foundation)
+    folder = tokenizer_folder(foundation)
     if folder is None:
         return TokenStats(foundation=foundation.name, prompt=None, direct_target=None, think_target=None)
     from transformers import AutoTokenizer
@@ -206,7 +206,7 @@ def _count_tokens(corpus: Corpus, rows: Sequence[AnnotatedExample], foundation: 
     )
 
 
-def _tokenizer_folder(foundation: Foundation) -> Path | None:
+def tokenizer_folder(foundation: Foundation) -> Path | None:
     """Where the foundation's tokenizer lies: in the package, in a folder, in the hub's cache; None where it would have to be downloaded."""
     if folder := local_folder(foundation):
         return folder

@@ -43,6 +43,7 @@ class Request:
     json: bool
     again: tuple[str, ...]  # this command without its verb: what a next step is written with
     console: Console
+    explained: str | None = None  # the trial that `explain` names
 
     @property
     def run(self) -> RunFolder:
@@ -196,9 +197,28 @@ def report_verb(request: Request) -> int:
     return EXIT_DONE
 
 
+def explain_verb(request: Request) -> int:
+    """Show what one trial's model reads, what of it is trained and where it stops. Nothing is started or written."""
+    from orchestrator.explain import explain_trial
+    from orchestrator.explain_report import explanation_to_json, find_trial, print_explanation
+
+    trial = find_trial(request.grid, request.explained)
+    explanation = explain_trial(trial, request.scale.corpus, request.store)
+    if request.json:
+        _print_json(explanation_to_json(explanation))
+    else:
+        print_explanation(explanation, request.console)
+    if explanation.gaps:
+        raise ValueError("; ".join(explanation.gaps))
+    if not request.json:
+        _say(request, f"next: {request.command('plan')}")
+    return EXIT_DONE
+
+
 VERBS: dict[str, Callable[[Request], int]] = {
     "run": run_verb,
     "plan": plan_verb,
     "status": status_verb,
     "report": report_verb,
+    "explain": explain_verb,
 }

@@ -45,13 +45,14 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["explore"], "error: there is no verb 'explore'; the verbs are run, plan, status, report"),
+        (["explore"], "error: there is no verb 'explore'; the verbs are run, plan, status, report, explain"),
+        (["plan", "tiny"], "error: unrecognized arguments: tiny; --help lists the options"),
         (["plan", "--frobnicate"], "error: unrecognized arguments: --frobnicate; --help lists the options"),
         (["plan", "--only", "mode"], "error: --only: 'mode' is not AXIS=VALUE, e.g. mode=hybrid"),
         (["plan", "--only"], "error: argument --only: expected at least one argument; --help lists the options"),
         (["plan", "--seeds", "0"], "error: --seeds: 0 is too few; give at least 1"),
         (["plan", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'; --help lists the options"),
-        (["run", "--json"], "error: --json: run prints its progress; use it with plan, status or report"),
+        (["run", "--json"], "error: --json: run prints its progress; use it with plan, status, report or explain"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(call, arguments: list[str], message: str) -> None:
