@@ -18,6 +18,7 @@ from typing import NoReturn
 from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
 from orchestrator.grid import AXES, check_trials, select_trials
+from orchestrator.hardware import HARDWARE, find_hardware, hardware_here
 from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
 from orchestrator.plan import planned_seeds
 from orchestrator.scales import AUTO, SCALES, choose_scale
@@ -98,6 +99,11 @@ def _parser(experiment: Experiment) -> OneLineParser:
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database (default: one in the store)")
     only = f"only these cells; axes: {', '.join(AXES)}; several values of one axis are alternatives"
+    parser.add_argument(
+        "--hardware",
+        metavar="TYPE",
+        help=f"plan memory and time for this type of GPU: {', '.join(HARDWARE)} (default: the GPUs of this machine, where the scale uses GPUs)",
+    )
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="AXIS=VALUE", help=only)
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="seeds 0..N-1 (default: the scale's, or what the run has grown to)"
@@ -142,6 +148,11 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         tracking_uri=options.tracking_uri,
         rerun_stale=options.rerun_stale,
         json=options.json,
+        hardware=find_hardware(options.hardware)
+        if options.hardware
+        else hardware_here()
+        if scale.execution.use_gpu
+        else None,
         again=("python", sys.argv[0], *_given(options, parser)),
         console=open_console(file=sys.stderr if options.json else None),
         explained=options.trial,
@@ -151,7 +162,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
 def _given(options: argparse.Namespace, parser: OneLineParser) -> list[str]:
     """The options that a next step repeats: those that differ from their defaults."""
     words: list[str] = []
-    for name in ("scale", "corpus", "store", "tracking_uri", "seeds"):
+    for name in ("scale", "corpus", "store", "tracking_uri", "seeds", "hardware"):
         value = getattr(options, name)
         if value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", public_uri(str(value))]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rich.console import Console
@@ -12,10 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.atomic import write_json
+from data.records import SPLITS, Split
 from model.configs import TrialConfig
+from orchestrator.capacity import Capacity, plan_capacity
+from orchestrator.capacity_report import capacity_to_json, print_capacities
 from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
-from orchestrator.identity import fingerprint, read_document
+from orchestrator.hardware import Hardware
+from orchestrator.identity import fingerprint, read_document, trial_id
 from orchestrator.layout import RunFolder, Store
 from orchestrator.ledger import State, TrialState, read_states
 from orchestrator.prerequisites import Prerequisite, find_prerequisites
@@ -49,6 +53,7 @@ class Plan:
     store: Store
     states: tuple[TrialState, ...]
     prerequisites: tuple[Prerequisite, ...]
+    capacities: Mapping[str, Capacity] = field(default_factory=dict)  # by trial id, where the hardware is known
     rerun_stale: bool = False
 
     @property
@@ -76,7 +81,13 @@ class Plan:
         return [item for item in self.prerequisites if item.state == "missing"]
 
     def check(self) -> None:
-        """Raise ValueError, one line, for what keeps `run` from starting: something missing, or trials that are stale."""
+        """Raise ValueError, one line, for what keeps `run` from starting: trials that do not fit, something missing, stale trials."""
+        if refused := [(name, capacity.refusal) for name, capacity in self.capacities.items() if capacity.refusal]:
+            name, refusal = refused[0]
+            hardware = self.capacities[name].workload.hardware.name
+            raise ValueError(
+                f"{len(refused)} trial(s) do not fit {hardware}, e.g. {name}: {refusal}; leave them out with --only, or use larger GPUs"
+            )
         if self.missing:
             raise ValueError("; ".join(f"{item.name}: {item.detail}" for item in self.missing))
         if self.blocked:
@@ -95,8 +106,9 @@ def make_plan(
     *,
     seeds: int,
     rerun_stale: bool = False,
+    hardware: Hardware | None = None,
 ) -> Plan:
-    """Look at the store and plan. Raises ValueError when a file of the run folder is damaged."""
+    """Look at the store and plan, with memory and time where the GPU type is known. Raises ValueError when a file of the run folder is damaged."""
     states = tuple(read_states(store.runs(experiment.name, scale.label), trials))
     left = [state.trial for state in states if state.state != "done"]
     foundations, thinking = (
@@ -111,8 +123,22 @@ def make_plan(
         store=store,
         states=states,
         prerequisites=prerequisites,
+        capacities=_capacities(scale, left, hardware) if hardware else {},
         rerun_stale=rerun_stale,
     )
+
+
+def _capacities(scale: Scale, trials: Sequence[TrialConfig], hardware: Hardware) -> dict[str, Capacity]:
+    """What each trial needs of that GPU type. Seeds need the same, so they are computed once."""
+    examples: dict[Split, int] = {split: scale.corpus.count(split) for split in SPLITS}
+    known: dict[TrialConfig, Capacity] = {}
+    capacities = {}
+    for trial in trials:
+        seedless = replace(trial, seed=0)
+        if seedless not in known:
+            known[seedless] = plan_capacity(seedless, scale.execution, hardware, examples=examples)
+        capacities[trial_id(trial)] = known[seedless]
+    return capacities
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -139,6 +165,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
                 "last_step": state.last_step,
                 "steps": state.trial.budget.steps,
                 "examples": state.trial.budget.steps * state.trial.budget.batch_size,
+                "capacity": capacity_to_json(plan.capacities[state.id]) if state.id in plan.capacities else None,
             }
             for state in plan.states
         ],
@@ -165,6 +192,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.prerequisites:
         console.print(_prerequisites_table(plan))
     console.print(trials_table(plan.states, {state.id: plan.action(state) for state in plan.states}))
+    if plan.capacities:
+        print_capacities(plan.capacities, console)
     actions = Counter(plan.action(state) for state in plan.states)
     steps = sum(state.trial.budget.steps - _kept_steps(state) for state in plan.to_run)
     parts = [f"{count} to {action}" for action, count in actions.items() if action not in ("skip", "blocked")]

@@ -6,7 +6,6 @@ The paper publishes the foundations, the modes and the LoRA rank. Learning rates
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from model.configs import (
 )
 from model.foundations import FOUNDATIONS
 from orchestrator.corpora import GridCorpus, ImportedCorpus, corpus_ref
+from orchestrator.hardware import gpu_query
 
 PAPER_GPU_GIB = 39
 """The smallest GPU that an 8B trial fits: 16 GB of bf16 weights, LoRA, and the activations of a micro-batch. A "40 GB" card reports a little less."""
@@ -183,12 +183,7 @@ def _scale_by_what_is_there() -> tuple[Scale, str]:
 
 def gpu_memory_gib() -> list[float]:
     """The memory of each NVIDIA GPU of this machine, in GiB; empty where there is no driver that answers."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (FileNotFoundError, PermissionError, subprocess.SubprocessError):
-        return []
-    return [int(line) / 1024 for line in answer.splitlines() if line.strip().isdigit()]
+    return [int(mib) / 1024 for mib in gpu_query("memory.total") if mib.isdigit()]
 
 
 def cluster_gpus(config: Path | None = None) -> str | None:

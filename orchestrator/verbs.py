@@ -17,6 +17,7 @@ from rich.table import Table
 
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
+from orchestrator.hardware import Hardware
 from orchestrator.identity import read_document
 from orchestrator.layout import RunFolder, Store
 from orchestrator.ledger import LeaseHeldError, TrialState, read_holder, read_states
@@ -41,6 +42,7 @@ class Request:
     tracking_uri: str | None
     rerun_stale: bool
     json: bool
+    hardware: Hardware | None  # the GPU type to plan for; None where the trials need none, or it is not known
     again: tuple[str, ...]  # this command without its verb: what a next step is written with
     console: Console
     explained: str | None = None  # the trial that `explain` names
@@ -63,6 +65,7 @@ def _plan(request: Request) -> Plan:
         request.store,
         seeds=request.seeds,
         rerun_stale=request.rerun_stale,
+        hardware=request.hardware,
     )
 
 
@@ -109,7 +112,7 @@ def plan_verb(request: Request) -> int:
     else:
         _say(request, request.scale_line)
         print_plan(plan, request.console)
-    if plan.missing:
+    if plan.missing or any(capacity.refusal for capacity in plan.capacities.values()):
         plan.check()
     if plan.blocked:
         _say(

@@ -1,6 +1,7 @@
 """What a plan shows before anything starts: states, actions, what is cached, what is missing."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from data.atomic import write_json
 from model.configs import TrialConfig
+from model.foundations import FOUNDATIONS
 from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
 from orchestrator.grid import product
+from orchestrator.hardware import find_hardware, hardware_called
 from orchestrator.layout import Store
 from orchestrator.plan import Plan, make_plan, plan_to_json, planned_seeds, write_plan
 from orchestrator.results import Failure
@@ -155,3 +158,41 @@ def test_a_packaged_foundation_with_other_weights_is_refused(store: Store) -> No
     plan = plan_of(store, tiny, [tiny.trial(foundation=other, mode="regular", seed=0)])
     with pytest.raises(ValueError, match=r"model.safetensors: sha256 is .* pinned is 000000000000; restore it"):
         plan.check()
+
+
+def test_the_paper_grid_is_planned_for_a_gpu_type_in_a_blink(store: Store) -> None:
+    paper = SCALES["paper"]
+    trials = product(paper.trial, foundation=paper.foundations, mode=paper.modes, seed=range(3))
+    started = time.perf_counter()
+    plan = make_plan(GRID, paper, trials, store, seeds=3, hardware=find_hardware("h100-80g"))
+    rows = json.loads(json.dumps(plan_to_json(plan)))["trials"]
+    assert time.perf_counter() - started < 3
+    assert len(rows) == 45
+    for row in rows:
+        capacity = row["capacity"]
+        assert capacity["fits"] and 0 < capacity["memory_bytes"]["peak"] < capacity["memory_bytes"]["usable"]
+        assert capacity["gpu_hours"] > 0 and capacity["execution"]["zero_stage"] in (0, 1, 2, 3)
+
+
+def test_a_cell_that_does_not_fit_is_refused_before_anything_starts(store: Store) -> None:
+    paper = SCALES["paper"]
+    trial = paper.trial(foundation=FOUNDATIONS["llama-3.1-70b"], mode="regular", seed=0)
+    plan = make_plan(GRID, paper, [trial], store, seeds=1, hardware=find_hardware("rtx4090-24g"))
+    with pytest.raises(ValueError, match=r"llama-3\.1-70b\.regular\.seed0: .*GiB.*--only"):
+        plan.check()
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-80g"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090-24g"),
+        ("NVIDIA A10G", "a10g-24g"),
+        ("NVIDIA H200", "h200-141g"),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpu_is_known_by_what_its_driver_calls_it(driver: str, name: str | None) -> None:
+    found = hardware_called(driver)
+    assert (found.name if found else None) == name
