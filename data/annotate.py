@@ -44,7 +44,8 @@ from data.manifest import Corpus
 from data.records import Split
 
 _LOOKUP_RETRIES = 5  # by the SDK, of what is not billed
-_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL"}
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+"""Causes by which a request never left."""
 _DECLINED = {429, 500, 503, 529}
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _NO_LIST = {400, 404, 405, 422, 501}
@@ -64,7 +65,10 @@ class OpenAIServer:
         self._config, self._url, self._key, self._pace = config, url, key, pace
         # No retries by the SDK where money is at stake: it would send again what may have been answered.
         self._client = openai.AsyncOpenAI(
-            api_key=key, base_url=url, max_retries=0, timeout=openai.Timeout(pace.timeout_s, connect=min(pace.timeout_s, _CONNECT_S))
+            api_key=key,
+            base_url=url,
+            max_retries=0,
+            timeout=openai.Timeout(pace.timeout_s, connect=min(pace.timeout_s, _CONNECT_S)),
         )
         self._retrying = self._client.with_options(max_retries=_LOOKUP_RETRIES)
 
@@ -77,19 +81,21 @@ class OpenAIServer:
         if self.lists_answers:
             try:
                 reply = await self._client.with_options(max_retries=2).chat.completions.with_raw_response.list(limit=1)
-                self.lists_answers = isinstance(_document(reply.content), dict) and "data" in _document(reply.content)
+                self.lists_answers = _rows(reply.content) is not None
+            except openai.PermissionDeniedError as error:
+                raise AnnotationStoppedError(
+                    f"the key may not look up stored answers ({self._said(error)}); allow it, or use --no-store"
+                ) from None
             except openai.APIStatusError as error:
                 if error.status_code not in _NO_LIST:
                     raise self._stopped(error) from None
                 self.lists_answers = False
-            except (openai.OpenAIError, OutcomeUnknownError) as error:
+            except openai.OpenAIError as error:
                 raise self._stopped(error) from None
             self.stored = self.lists_answers
         if self.stored:
             return None
-        return (
-            "the server keeps no answers that could be looked up: one that is on its way at a kill is asked for again"
-        )
+        return "the server keeps no answers to look up: one that is on its way at a kill is asked for again"
 
     async def ask(self, request: Request, on_named: Callable[[str], Awaitable[None]]) -> Answer:
         """Send a request and wait for its answer."""
@@ -97,13 +103,15 @@ class OpenAIServer:
         api = self._client.chat.completions if self._config.api == "chat" else self._client.responses
         try:
             async with asyncio.timeout(self._pace.timeout_s):
-                reply = _document((await api.with_raw_response.create(**body)).content)
-                while _is_unfinished(reply):
+                try:
+                    reply = _document((await api.with_raw_response.create(**body)).content)
+                except openai.OpenAIError as error:
+                    raise self._error(error) from None
+                if _is_unfinished(reply):
                     await on_named(reply["id"])
+                while _is_unfinished(reply):
                     await asyncio.sleep(self._pace.poll_s)
-                    reply = _document((await self._retrying.responses.with_raw_response.retrieve(reply["id"])).content)
-        except openai.OpenAIError as error:
-            raise self._error(error) from None
+                    reply = await self._retrieve(reply["id"])
         except TimeoutError:
             raise OutcomeUnknownError("no answer in time") from None
         return self._read(reply)
@@ -112,17 +120,27 @@ class OpenAIServer:
         """The stored answer to a request that was sent before. Raises NotBilledError for a response that the server gave up."""
         try:
             if response is not None:
-                reply = _document((await self._retrying.responses.with_raw_response.retrieve(response)).content)
-                return None if _is_unfinished(reply) else self._read(reply)
+                reply = await self._retrieve(response)
+                return None if reply is None or _is_unfinished(reply) else self._read(reply)
             listing = self._retrying.chat.completions.with_raw_response.list
-            rows = _document((await listing(metadata={METADATA_KEY: request.id}, limit=2)).content)["data"]
+            rows = _rows((await listing(metadata={METADATA_KEY: request.id}, limit=2)).content)
+            named = [((row.get("metadata") or {}).get(METADATA_KEY), row) for row in rows or ()]
+            # Not every server repeats the metadata; one that ignores the filter must not pass another answer for this one.
+            ours = [row for name, row in named if name == request.id or (name is None and len(named) == 1)]
+            return self._read(ours[0]) if ours else None
+        except openai.OpenAIError as error:
+            raise self._stopped(error) from None
+        except (OutcomeUnknownError, AttributeError) as error:
+            raise AnnotationStoppedError(f"{self._url}: what it has stored cannot be read ({error})") from None
+
+    async def _retrieve(self, response: str) -> Any:
+        """A response by its name, None when the server has it no more. It may be billed: whatever fails leaves its outcome unknown."""
+        try:
+            return _document((await self._retrying.responses.with_raw_response.retrieve(response)).content)
         except openai.NotFoundError:
             return None
-        except (openai.OpenAIError, OutcomeUnknownError) as error:
-            raise self._stopped(error) from None
-        # A server that ignores the filter must not pass somebody else's answer for this one.
-        ours = [row for row in rows if (row.get("metadata") or {}).get(METADATA_KEY, request.id) == request.id]
-        return self._read(ours[0]) if len(ours) == len(rows) > 0 else None
+        except openai.OpenAIError as error:
+            raise OutcomeUnknownError(self._said(error)) from None
 
     async def submit(self, path: Path, key: str) -> str:
         """Upload a request file and create its batch. Raises OutcomeUnknownError when it may exist all the same."""
@@ -140,10 +158,7 @@ class OpenAIServer:
                 metadata={BATCH_KEY: key},
             )
         except openai.OpenAIError as error:
-            known = self._error(error)
-            if isinstance(known, (NotBilledError, OutcomeUnknownError)):
-                raise OutcomeUnknownError(str(known)) from None
-            raise AnnotationStoppedError(str(known)) from None
+            raise self._unknown_or_stopped(error) from None
         return batch.id
 
     async def find_batch(self, key: str, since: float) -> str | None:
@@ -163,10 +178,7 @@ class OpenAIServer:
         try:
             batch = await self._retrying.batches.retrieve(name)
         except openai.OpenAIError as error:
-            known = self._error(error)
-            if isinstance(known, (NotBilledError, OutcomeUnknownError)):
-                raise OutcomeUnknownError(str(known)) from None
-            raise AnnotationStoppedError(str(known)) from None
+            raise self._unknown_or_stopped(error) from None
         errors = (batch.errors.data if batch.errors else None) or []
         counts = batch.request_counts
         return BatchState(
@@ -197,10 +209,9 @@ class OpenAIServer:
 
     def _error(self, error: openai.OpenAIError) -> Exception:
         """What an error of the SDK means for a request that may cost money."""
-        text = self._public(str(getattr(error, "message", error)))
+        text = self._said(error)
         if not isinstance(error, openai.APIStatusError):
             unsent = type(error.__cause__).__name__ in _NOT_SENT
-            text = f"{text} ({type(error.__cause__ or error).__name__})"
             return NotBilledError(f"{self._url}: {text}") if unsent else OutcomeUnknownError(text)
         status = error.status_code
         if status in REFUSALS:
@@ -221,17 +232,28 @@ class OpenAIServer:
         if status == 429 and error.code in _NO_QUOTA:
             return AnnotationStoppedError(f"the account's quota is used up ({text}); add credit, then run again")
         if status in _DECLINED:
-            return NotBilledError(text, retry_after=read_retry_after(error.response.headers))
+            return NotBilledError(text, retry_after=read_retry_after(error.response.headers), busy=status == 429)
         return OutcomeUnknownError(text)
 
-    def _stopped(self, error: Exception) -> AnnotationStoppedError:
+    def _stopped(self, error: openai.OpenAIError) -> AnnotationStoppedError:
         """An error of something that costs nothing and was tried again often enough."""
-        known = self._error(error) if isinstance(error, openai.OpenAIError) else error
+        known = self._error(error)
         if isinstance(known, AnnotationStoppedError):
             return known
-        return AnnotationStoppedError(
-            f"{self._url}: cannot be asked what it has answered ({known}); run again when it works"
-        )
+        return AnnotationStoppedError(f"{self._url}: does not work ({known}); run again when it does")
+
+    def _unknown_or_stopped(self, error: openai.OpenAIError) -> OutcomeUnknownError | AnnotationStoppedError:
+        """An error of something that may have happened all the same, or that cannot be done at all."""
+        known = self._error(error)
+        passing = isinstance(known, (NotBilledError, OutcomeUnknownError))
+        return OutcomeUnknownError(str(known)) if passing else AnnotationStoppedError(str(known))
+
+    def _said(self, error: openai.OpenAIError) -> str:
+        """What went wrong in the server's own words, or the kind of failure where it said nothing."""
+        if not isinstance(error, openai.APIStatusError):
+            return self._public(f"{error} ({type(error.__cause__ or error).__name__})")
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        return self._public(f"{error.status_code}: {said or error.message}")
 
     def _public(self, text: str) -> str:
         """One line without the key, whatever a server writes into its messages."""
@@ -249,6 +271,15 @@ def _document(content: bytes) -> Any:
         raise OutcomeUnknownError(f"the reply is not JSON ({error})") from None
 
 
+def _rows(content: bytes) -> list[Any] | None:
+    """The rows of a listing; None when it is no listing."""
+    try:
+        rows = json.loads(content)["data"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return rows if isinstance(rows, list) else None
+
+
 def _is_unfinished(reply: Any) -> bool:
     """Whether a response of the Responses API is still being made."""
     return isinstance(reply, dict) and reply.get("status") in ("queued", "in_progress")
@@ -262,11 +293,11 @@ def annotate(
     splits: tuple[Split, ...] = ("train",),
     limit: int | None = None,
     listener: Listener | None = None,
-) -> tuple[Path, AnnotationReport, bool] | None:
+) -> tuple[Path, AnnotationReport] | None:
     """Ask for the traces of some splits, or what is missing of them, and attach them to the corpus when all is asked.
 
-    With a `limit` it is a sample: its answers are kept for the whole, and the corpus stays as it is. Returns the folder, the report and whether the
-    cost limit ended the run; None when `listener.confirm` said no. Raises AnnotationStoppedError where no request can succeed and ValueError for
+    With a `limit` it is a sample: its answers are kept for the whole, and the corpus stays as it is. Returns the folder and the report;
+    None when `listener.confirm` said no. Raises AnnotationStoppedError where no request can succeed and ValueError for
     other errors of the user; what was answered until then is kept.
     """
     listener, key = listener or Listener(), read_key()
@@ -279,21 +310,18 @@ def annotate(
             estimate = work.estimate(batched=where.batched)
             if estimate.requests and not listener.confirm(estimate):
                 return None
-            too_dear = False
             if estimate.requests or ledger.batches:
                 try:
-                    too_dear = asyncio.run(_run(work, where, key, folder, listener))
+                    asyncio.run(_run(work, where, key, folder, listener))
                 except AnnotationStoppedError:
                     finish_work(folder, work, described, where.host, splits, attach=False)
                     raise
-            report = finish_work(folder, work, described, where.host, splits, attach=limit is None)
+            return folder, finish_work(folder, work, described, where.host, splits, attach=limit is None)
         finally:
             ledger.close()
-    return folder, report, too_dear
 
 
-async def _run(work: Work, where: Where, key: str, folder: Path, listener: Listener) -> bool:
-    """Ask for everything; True when the cost limit ended it."""
+async def _run(work: Work, where: Where, key: str, folder: Path, listener: Listener) -> None:
     server = OpenAIServer(work.config, url=where.url, key=key, pace=where.pace, stored=where.stored)
     try:
         live = LiveAnnotation(work, server, where.pace, max_cost=where.max_cost, on_progress=listener.on_progress)
@@ -305,12 +333,11 @@ async def _run(work: Work, where: Where, key: str, folder: Path, listener: Liste
             if note := await server.prepare():
                 listener.on_note(note)
             await live.run()
-            return live.too_dear
+            return
         await live.run(only_unknown=True)  # what a live run left behind
         batches = BatchAnnotation(
             work, server, where.pace, folder / "batches", max_cost=where.max_cost, on_progress=listener.on_progress
         )
         await batches.run()
-        return batches.too_dear
     finally:
         await server.close()

@@ -88,7 +88,6 @@ class BatchAnnotation:
         on_progress: OnProgress | None = None,
     ) -> None:
         """`folder` takes the request and answer files."""
-        self.too_dear = False  # the cost limit ended the run
         self._work, self._ledger, self._server, self._pace, self._folder = work, work.ledger, server, pace, folder
         self._max_cost = max_cost
         self._on_progress = on_progress or (lambda progress: None)
@@ -105,7 +104,7 @@ class BatchAnnotation:
         while fruitless < _FRUITLESS:
             answers, self._queue_full = len(self._ledger.answers), False
             if not self._ledger.batches:
-                self.too_dear = not await self._submit()
+                self._work.too_dear = not await self._submit()
             if not self._ledger.batches:
                 break
             await asyncio.gather(*(self._finish(key) for key in list(self._ledger.batches)))
@@ -113,7 +112,7 @@ class BatchAnnotation:
             fruitless = 0 if progressed else fruitless + 1
         if self._work.refused and not self._ledger.answers:
             raise AnnotationStoppedError(f"the server refuses the requests: {next(iter(self._work.refused.values()))}")
-        for example, _ in () if self.too_dear else self._work.pending():
+        for example, _ in () if self._work.too_dear else self._work.pending():
             if example.id not in self._work.refused:
                 self._work.unanswered[example.id] = self._failures.get(example.id, "no answer in any batch")
 
@@ -195,6 +194,7 @@ class BatchAnnotation:
 
     async def _watch(self, name: str) -> BatchState:
         """Look at a batch now and then until it has ended, through failures of the network too."""
+        wait = self._pace.poll_s
         while True:
             try:
                 state = await self._server.look(name)
@@ -203,7 +203,8 @@ class BatchAnnotation:
                 self._tell(f"batch {name}: {state.status}, {state.done:,} of {state.total:,} requests")
             except OutcomeUnknownError as error:
                 self._tell(f"the server, which does not tell how batch {name} stands ({error})")
-            await asyncio.sleep(self._pace.batch_poll_s)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, self._pace.batch_poll_s)
 
     async def _look_for(self, key: str, sent: float) -> str | None:
         """The name of a batch whose creation was cut off, None when there surely is none."""

@@ -29,6 +29,7 @@ from data.records import Example
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 _REFUSALS = 10  # before the first answer: it is not the examples' fault
+_CALM = 5  # answers per slot after which one more is tried
 _LOST_PER_SLOT = 3  # requests without an answer in a row: it is not chance
 
 OnProgress = Callable[[Progress], None]
@@ -43,7 +44,7 @@ class Pace:
     grace_s: float = 60.0  # after which the server surely lists an answer that it keeps
     tries: int = 8  # of a request that the server declines
     poll_s: float = 2.0  # between two looks for one answer
-    batch_poll_s: float = 30.0  # between two looks at a batch
+    batch_poll_s: float = 60.0  # between two looks at a batch, in the long run
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.tries < 1:
@@ -67,6 +68,10 @@ class LiveServer(Protocol):
         ...
 
 
+class _TooBusyError(Exception):
+    """The server declines a request again and again because there are too many; it answers others."""
+
+
 class LiveAnnotation:
     """One run over everything that is still to be asked."""
 
@@ -79,9 +84,11 @@ class LiveAnnotation:
         max_cost: Decimal | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        self.too_dear = False  # the cost limit ended the run
         self._work, self._ledger, self._server, self._pace, self._max_cost = work, work.ledger, server, pace, max_cost
         self._on_progress = on_progress or (lambda progress: None)
+        self._slots: set[asyncio.Task[None]] = set()
+        self._width = 0  # slots at work: fewer while the server is too busy
+        self._calm = 0  # answers since the last change of the width
         self._ready: deque[Example] = deque()
         self._unknown: deque[Example] = deque()  # with a request whose outcome is not known
         self._dear: deque[Example] = deque()  # what is left is too little while the outcome of others is not known
@@ -104,23 +111,31 @@ class LiveAnnotation:
                 self._unknown.append(example)
             elif not only_unknown:
                 self._ready.append(example)
-        count = min(self._pace.concurrency, len(self._ready) + len(self._unknown))
-        slots = [asyncio.create_task(self._slot()) for _ in range(count)]
+        for _ in range(min(self._pace.concurrency, len(self._ready) + len(self._unknown))):
+            self._open_slot()
         try:
-            if slots:
-                await asyncio.wait(slots)
+            await self._finish_slots()
         except asyncio.CancelledError:
             self._stop.set()
             self._on_progress(self._work.progress("the answers on their way (Ctrl-C again leaves them)"))
-            await asyncio.wait(slots)
+            await self._finish_slots()
             raise
         finally:
-            for slot in slots:
+            for slot in self._slots:
                 slot.cancel()
-        for slot in slots:
-            slot.result()
         if self._failure:
             raise self._failure
+
+    def _open_slot(self) -> None:
+        self._width += 1
+        self._slots.add(asyncio.create_task(self._slot()))
+
+    async def _finish_slots(self) -> None:
+        while self._slots:
+            done, _ = await asyncio.wait(set(self._slots), return_when=asyncio.FIRST_COMPLETED)
+            self._slots -= done
+            for slot in done:
+                slot.result()
 
     async def _slot(self) -> None:
         """Take one example after the other: those that were never asked first, then those whose outcome is unknown."""
@@ -132,9 +147,15 @@ class LiveAnnotation:
                 self._unknown.append(example)
             except RequestRefusedError as error:
                 self._refuse(example, error)
+            except _TooBusyError:
+                self._ready.append(example)
+                if self._width > 1 and self._calm:  # one slot less, but not all at once
+                    self._calm = 0
+                    break
             except Exception as error:  # raised by `run`, when the answers on their way have come
                 self._failure = self._failure or error
                 self._stop.set()
+        self._width -= 1
 
     async def _annotate(self, example: Example) -> None:
         """Ask for one example until an answer is accepted or its attempts are used up."""
@@ -149,23 +170,26 @@ class LiveAnnotation:
 
     async def _ask(self, example: Example, request: Request) -> bool:
         """Send a request, again while the server declines it. False when this run can do no more for the example."""
-        answers, problem = self._answers, ""
+        answers, problem, busy = self._answers, "", False
         for number in range(self._pace.tries):
             if not await self._claim(example, request):
                 return False
             try:
                 await self._send(example, request)
             except NotBilledError as error:
-                problem = str(error)
-                backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**number)
-                wait = backoff * self._rng.uniform(0.5, 1) if error.retry_after is None else error.retry_after
-                await self._sleep(wait * self._rng.uniform(1, 1.1))  # all at the same moment would be declined again
+                problem, busy = str(error), error.busy
+                if busy and number > 0 and self._width > 1 and self._calm:
+                    raise _TooBusyError from None
+                wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**number) * self._rng.uniform(0.5, 1)
+                await self._sleep(wait if error.retry_after is None else error.retry_after * self._rng.uniform(1, 1.1))
             else:
                 return True
             if self._stop.is_set():
                 return False
         if self._answers == answers:
             raise AnnotationStoppedError(f"the server declines every request ({problem}); try again later")
+        if busy:  # for others, not for this one
+            raise _TooBusyError
         self._work.unanswered[example.id] = problem
         return False
 
@@ -182,7 +206,7 @@ class LiveAnnotation:
                     self._dear.append(example)
                     return False
                 else:
-                    self.too_dear = True
+                    self._work.too_dear = True
                     self._stop.set()
             if self._stop.is_set():
                 return False
@@ -252,7 +276,11 @@ class LiveAnnotation:
     async def _record(self, example: Example, request: Request, answer: Answer, how: How) -> None:
         await self._ledger.commit(self._work.judge(example, request, answer, how))
         self._answers += 1
+        self._calm += 1
         self._lost = 0
+        if self._calm >= _CALM * self._width and self._ready and self._width < self._pace.concurrency:
+            self._calm = 0
+            self._open_slot()
         self._on_progress(self._work.progress())
 
     async def _release(self) -> None:

@@ -53,6 +53,7 @@ class AnnotationReport:
     tokens_out: int = 0
     cost_usd: Decimal = Decimal(0)
     of_it_lost_usd: Decimal = Decimal(0)  # for answers that may have been paid and never arrived
+    too_dear: bool = False  # the cost limit ended the last run
     attached: bool = False  # the corpus has these traces now
 
     @property
@@ -124,6 +125,7 @@ def finish_work(
         tokens_out=ledger.tokens_out,
         cost_usd=ledger.spent,
         of_it_lost_usd=ledger.lost,
+        too_dear=work.too_dear,
         attached=attach and not (not_asked or work.refused or work.unanswered),
     )
     _write(folder, work.corpus, traces, quarantined, report)

@@ -102,8 +102,9 @@ class Answer:
 class NotBilledError(Exception):
     """The server declined for the moment (429, 5xx) or was not reached; asking again costs nothing twice."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, busy: bool = False) -> None:
         super().__init__(message)
+        self.busy = busy  # too many requests, whichever: it is not this one's fault
         self.retry_after = retry_after  # seconds, as the server wishes
 
 

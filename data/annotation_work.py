@@ -49,6 +49,7 @@ class Work:
         """`examples` are those of the corpus that are wanted; what others of it have in the ledger stays there."""
         self.config, self.corpus, self.examples, self.ledger, self.price = config, corpus, examples, ledger, price
         self.refused: dict[str, str] = {}  # example id: why the server takes no request for it
+        self.too_dear = False  # the cost limit ended this run
         self.unanswered: dict[str, str] = {}  # example id: the last of too many failures in this run
         self._annotator = config.fingerprint()
         self._wanted = {example.id for example in examples}

@@ -24,7 +24,9 @@ _DETAILS = (
     "partial_precision",
     "partial_recall",
     "exact_f1",
+    "slu_f1",
     "parse_failure_rate",
+    "repair_rate",
     "truncation_rate",
     "mode_obedience",
 )

@@ -118,7 +118,7 @@ def annotate_corpus(options: argparse.Namespace) -> int:
                 f"--{strange[0].replace('_', '-')}: is for language models; leave it out with --annotator rule"
             )
         folder, report = annotate_by_rule(open_corpus(root), splits, limit=options.limit)
-        return _tell(console, options, folder, report, too_dear=False)
+        return _tell(console, options, folder, report)
 
     from data.annotation_requests import AnnotatorConfig
     from data.annotation_settings import Listener, read_key
@@ -138,7 +138,7 @@ def annotate_corpus(options: argparse.Namespace) -> int:
     if done is None:
         _say(console, "nothing was sent")
         return EXIT_INTERRUPTED
-    return _tell(console, options, done[0], done[1], too_dear=done[2])
+    return _tell(console, options, *done)
 
 
 def _where(options: argparse.Namespace) -> Where:
@@ -200,14 +200,18 @@ def _progress(console: Console, title: str) -> Iterator[OnProgress]:
     """A bar with tokens and dollars, gone when it ends; a line now and then where there is no terminal. It begins with the first call."""
     if console.is_terminal:
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(title, total=None, visible=False)
+        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+        task = bar.add_task(title, total=None)
 
-            def show(state: AnnotationProgress) -> None:
-                text = escape(f"{title}: {_spent(state)}")
-                bar.update(task, description=text, completed=state.done, total=state.examples, visible=True)
+        def show(state: AnnotationProgress) -> None:
+            bar.start()  # not before the question, whose answer it would draw over
+            text = escape(f"{title}: {_spent(state)}")
+            bar.update(task, description=text, completed=state.done, total=state.examples)
 
+        try:
             yield show
+        finally:
+            bar.stop()
     else:
         last = time.monotonic()
 
@@ -228,9 +232,7 @@ def _spent(state: AnnotationProgress) -> str:
     return tokens + rejected + (f"; waiting for {state.waiting}" if state.waiting else "")
 
 
-def _tell(
-    console: Console, options: argparse.Namespace, folder: Path, report: AnnotationReport, *, too_dear: bool
-) -> int:
+def _tell(console: Console, options: argparse.Namespace, folder: Path, report: AnnotationReport) -> int:
     """What became of the examples, what it cost, and the next step."""
     from data.annotation_costs import dollars
 
@@ -260,7 +262,7 @@ def _tell(
         _say(console, f"{report.answers:,} answers over all runs: {tokens}, {dollars(report.cost_usd)}{lost}")
     where = "" if options.store == options.usual["store"] else f" --store {shlex.quote(options.store)}"
     corpus = f"{shlex.quote(options.corpus)}{where}"
-    if too_dear:
+    if report.too_dear:
         _say(
             console,
             f"stopped before --max-cost {options.max_cost}; next: the same command with a higher one asks for the rest only",

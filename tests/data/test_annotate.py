@@ -22,7 +22,7 @@ from data.annotation_settings import Listener, Where
 from data.manifest import Corpus, open_corpus
 from data.trace_rules import rule_trace
 
-PACE = Pace(concurrency=8, timeout_s=1.0, grace_s=0.5, poll_s=0.1)
+PACE = Pace(concurrency=8, timeout_s=0.6, grace_s=0.5, poll_s=0.1)
 PRICE = list_price("gpt-4o")
 assert PRICE is not None
 
@@ -46,7 +46,7 @@ def corpus(tmp_path: Path) -> Corpus:
 def run(
     corpus: Corpus, server: LoopbackServer, *, config: AnnotatorConfig | None = None, limit: int | None = None, **where
 ):
-    """Annotate and give back folder, report and whether the limit ended it."""
+    """Annotate and give back folder and report."""
     listener = where.pop("listener", None)
     place = Where(**{"url": server.url, "price": PRICE, "pace": PACE, **where})
     done = annotate(corpus, config or AnnotatorConfig(), place, limit=limit, listener=listener)
@@ -67,7 +67,7 @@ def everything_in(folder: Path) -> str:
 
 
 def test_every_example_gets_its_trace_and_a_second_run_asks_for_nothing(corpus: Corpus, server: LoopbackServer) -> None:
-    folder, report, _ = run(corpus, server)
+    folder, report = run(corpus, server)
     annotated = open_corpus(corpus.root)
     assert [row.trace for row in annotated.examples] == [
         rule_trace(replace(row.example, id=NO_ID)) for row in annotated.examples
@@ -87,8 +87,8 @@ def test_every_example_gets_its_trace_and_a_second_run_asks_for_nothing(corpus: 
 def test_what_decides_an_answer_enters_the_fingerprint_and_where_it_runs_does_not(
     corpus: Corpus, server: LoopbackServer
 ) -> None:
-    first, _, _ = run(corpus, server, limit=2)
-    same, _, _ = run(
+    first, _ = run(corpus, server, limit=2)
+    same, _ = run(
         corpus,
         server,
         limit=2,
@@ -113,7 +113,7 @@ def test_a_rejected_answer_is_asked_for_again_with_the_reason_and_at_last_quaran
     tmp_path: Path, server: LoopbackServer
 ) -> None:
     corpus = write_text_corpus(tmp_path / "corpus", 6, poisoned=1)
-    folder, report, _ = run(corpus, server)
+    folder, report = run(corpus, server)
     assert (report.accepted, report.quarantined, report.answers) == (5, 1, 8)
     assert report.rejections == {"slots-differ": 3}
     (row,) = (json.loads(line) for line in (folder / "quarantined.jsonl").read_text().splitlines())
@@ -127,18 +127,19 @@ def test_a_rejected_answer_is_asked_for_again_with_the_reason_and_at_last_quaran
 
 
 @pytest.mark.parametrize(
-    "fault", ["late", "cut_before", "cut_after", "garbled", "gateway", "invalid_json", "wrong_slots", "failing", "rate_limited"]
+    "fault",
+    ["late", "cut_before", "cut_after", "garbled", "gateway", "invalid_json", "wrong_slots", "failing", "rate_limited"],
 )
 def test_each_fault_is_survived_and_paid_once(fault: str, corpus: Corpus) -> None:
-    with running_server(Faults(**{fault: 0.3}, late_s=1.2)) as server:
-        _, report, _ = run(corpus, server)
+    with running_server(Faults(**{fault: 0.3}, late_s=0.8)) as server:
+        _, report = run(corpus, server)
         assert report.accepted + report.quarantined == 20 and report.accepted >= 18
         assert paid_once(server) and report.cost_usd == dollars(server)
 
 
 def test_an_answer_that_was_paid_for_is_found_instead_of_asked_for_again(corpus: Corpus) -> None:
     with running_server(Faults(cut_after=1.0)) as server:
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.answers_by_way == {"found": 20} and len(server.bank.bills) == 20
 
 
@@ -150,26 +151,35 @@ def test_retry_after_is_waited_for(corpus: Corpus) -> None:
         assert 0.6 <= time.monotonic() - begun < 5
 
 
+def test_a_rate_limit_far_below_the_concurrency_slows_down_and_gives_nothing_up(
+    corpus: Corpus, server: LoopbackServer
+) -> None:
+    server.per_second = 10
+    _, report = run(corpus, server, pace=replace(PACE, tries=4, concurrency=16))
+    assert report.accepted == 20 and paid_once(server)
+
+
 def test_a_limit_is_a_sample_whose_answers_count_for_the_whole(corpus: Corpus, server: LoopbackServer) -> None:
-    folder, report, _ = run(corpus, server, limit=3)
+    folder, report = run(corpus, server, limit=3)
     assert not report.attached and open_corpus(corpus.root).traces is None
     assert len((folder / "partial.jsonl").read_text().splitlines()) == 3
-    _, report, _ = run(corpus, server)
+    _, report = run(corpus, server)
     assert report.attached and len(server.bank.bills) == 20 and not (folder / "partial.jsonl").exists()
 
 
-@pytest.mark.parametrize("faults", [Faults(), Faults(late=0.1, cut_after=0.1, failing=0.1, wrong_slots=0.1)])
+@pytest.mark.parametrize(
+    "faults", [Faults(), Faults(late=0.05, cut_after=0.1, failing=0.1, wrong_slots=0.1, late_s=0.8)]
+)
 def test_the_cost_limit_is_never_passed_and_a_higher_one_goes_on(tmp_path: Path, faults: Faults) -> None:
     corpus = write_text_corpus(tmp_path / "corpus", 60)
     with running_server(faults) as server:
-        _, report, too_dear = run(corpus, server, max_cost=Decimal("0.1"))
-        assert too_dear and not report.finished and not report.attached
+        _, report = run(corpus, server, max_cost=Decimal("0.1"))
+        assert report.too_dear and not report.finished and not report.attached
         assert Decimal("0.07") < dollars(server) <= Decimal("0.1")
-        before = len(server.bank.bills)
-        _, report, too_dear = run(corpus, server, max_cost=Decimal("0.1"))
-        assert too_dear and len(server.bank.bills) == before
-        _, report, too_dear = run(corpus, server, max_cost=Decimal(5))
-        assert not too_dear and report.attached and paid_once(server)
+        _, report = run(corpus, server, max_cost=Decimal("0.1"))
+        assert report.too_dear and dollars(server) <= Decimal("0.1")
+        _, report = run(corpus, server, max_cost=Decimal(5))
+        assert not report.too_dear and report.attached and paid_once(server)
 
 
 def test_nothing_is_sent_before_the_estimate_is_confirmed(corpus: Corpus, server: LoopbackServer) -> None:
@@ -200,7 +210,7 @@ def test_what_no_request_can_pass_stops_at_once_with_one_line(
     assert "\n" not in str(stopped.value)
     assert len(server.requests) <= 20
     server.refuses = None
-    _, report, _ = run(corpus, server)
+    _, report = run(corpus, server)
     assert report.accepted == 20
 
 
@@ -208,7 +218,7 @@ def test_a_server_that_always_fails_or_is_not_there_ends_the_run(corpus: Corpus)
     pace = replace(PACE, tries=2)
     with running_server(Faults(failing=1.0)) as server, pytest.raises(AnnotationStoppedError, match="try again later"):
         run(corpus, server, pace=pace)
-    with pytest.raises(AnnotationStoppedError, match="run again when it works"):
+    with pytest.raises(AnnotationStoppedError, match="run again when it does"):
         run(corpus, server, pace=pace)
 
 
@@ -216,7 +226,7 @@ def test_a_server_that_keeps_no_answers_works_and_what_may_be_paid_twice_is_coun
     notes: list[str] = []
     with running_server(Faults(cut_after=0.2, cut_before=0.1)) as server:
         server.keeps_answers = False
-        _, report, _ = run(corpus, server, listener=Listener(on_note=notes.append))
+        _, report = run(corpus, server, listener=Listener(on_note=notes.append))
         assert report.accepted == 20 and "asked for again" in notes[0]
         assert len(server.bank.bills) > 20
         assert dollars(server) <= report.cost_usd and report.of_it_lost_usd > 0
@@ -225,9 +235,44 @@ def test_a_server_that_keeps_no_answers_works_and_what_may_be_paid_twice_is_coun
 @pytest.mark.parametrize("stored", [True, False])
 def test_the_responses_api(stored: bool, corpus: Corpus) -> None:
     with running_server(Faults(rate_limited=0.1, wrong_slots=0.1, working_s=0.05)) as server:
-        _, report, _ = run(corpus, server, config=AnnotatorConfig(api="responses"), stored=stored)
+        _, report = run(corpus, server, config=AnnotatorConfig(api="responses"), stored=stored)
         assert report.accepted == 20 and report.cost_usd == dollars(server)
         assert any(line.startswith("GET /v1/responses/") for line in server.requests) == stored
+
+
+def test_a_response_is_fetched_by_its_name_after_a_time_out_or_a_restart(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.annotate import OpenAIServer
+
+    async def gone(*given):
+        raise AnnotationStoppedError("gone")
+
+    config, pace = AnnotatorConfig(api="responses"), replace(PACE, timeout_s=0.3, grace_s=3.0)
+    with running_server(Faults(background_s=0.7)) as server:
+        with monkeypatch.context() as patch, pytest.raises(AnnotationStoppedError, match="gone"):
+            patch.setattr(OpenAIServer, "find", gone)
+            run(corpus, server, config=config, pace=pace)
+        assert server.bank.bills
+        _, report = run(corpus, server, config=config, pace=pace)
+        assert report.accepted == 20 and report.answers_by_way["found"] >= 8
+        assert paid_once(server) and report.cost_usd == dollars(server)
+
+
+def test_a_response_that_was_cut_off_before_it_had_a_name_counts_as_paid(corpus: Corpus) -> None:
+    with running_server(Faults(cut_after=0.2)) as server:
+        _, report = run(corpus, server, config=AnnotatorConfig(api="responses"))
+        assert report.accepted == 20 and report.of_it_lost_usd > 0
+        assert dollars(server) <= report.cost_usd
+
+
+def test_a_placeholder_for_a_key_is_no_secret_to_cut_out_of_answers(
+    corpus: Corpus, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.key = "to"
+    monkeypatch.setenv("OPENAI_API_KEY", "to")
+    assert any("to" in row.example.transcript for row in corpus.examples)
+    assert run(corpus, server)[1].accepted == 20
 
 
 def test_the_key_is_in_no_file_no_log_and_no_error(

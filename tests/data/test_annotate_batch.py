@@ -38,7 +38,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 def run(
     corpus: Corpus, server: LoopbackServer, *, api: str = "chat", batched: bool = True, **where
-) -> tuple[Path, AnnotationReport, bool]:
+) -> tuple[Path, AnnotationReport]:
     place = Where(**{"url": server.url, "price": PRICE, "pace": PACE, "batched": batched, **where})
     done = annotate(corpus, AnnotatorConfig(api=api), place)
     assert done is not None
@@ -58,8 +58,8 @@ def paid_once(server: LoopbackServer) -> bool:
 def test_a_batch_costs_half_and_brings_what_live_requests_bring(api: str, corpus: Corpus, tmp_path: Path) -> None:
     other = write_text_corpus(tmp_path / "other", 40)
     with running_server() as server:
-        _, live, _ = run(other, server, api=api, batched=False)
-        _, batch, _ = run(corpus, server, api=api)
+        _, live = run(other, server, api=api, batched=False)
+        _, batch = run(corpus, server, api=api)
     assert batch.cost_usd == live.cost_usd / 2 and batch.answers_by_way == {"batch": 40}
     assert [row.trace for row in open_corpus(corpus.root).examples] == [
         row.trace for row in open_corpus(other.root).examples
@@ -70,7 +70,7 @@ def test_a_partial_batch_is_completed_by_further_ones(tmp_path: Path) -> None:
     corpus = write_text_corpus(tmp_path / "corpus", 100, poisoned=2)
     some = ("batch_expired", "batch_failing", "batch_twice", "invalid_json", "wrong_slots")
     with running_server(Faults(**dict.fromkeys(some, 0.1))) as server:
-        folder, report, _ = run(corpus, server)
+        folder, report = run(corpus, server)
         assert report.accepted + report.quarantined == 100 and report.quarantined >= 2
         assert paid_once(server) and report.cost_usd == dollars(server)
         assert len(server.batches.batches) > 2
@@ -80,7 +80,7 @@ def test_a_partial_batch_is_completed_by_further_ones(tmp_path: Path) -> None:
 
 def test_a_request_that_the_output_does_not_mention_counts_as_paid_and_is_asked_again(corpus: Corpus) -> None:
     with running_server(Faults(batch_missing=0.2)) as server:
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40
         assert report.cost_usd - report.of_it_lost_usd == dollars(server) and report.of_it_lost_usd > 0
 
@@ -101,13 +101,13 @@ def test_files_keep_to_the_limits(corpus: Corpus, monkeypatch: pytest.MonkeyPatc
 def test_a_small_queue_makes_smaller_batches(corpus: Corpus) -> None:
     with running_server() as server:
         server.batches.queue = 12
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40 and paid_once(server)
 
 
 def test_a_batch_whose_creation_was_cut_off_is_found(corpus: Corpus) -> None:
     with running_server(Faults(batch_creation_cut=1.0)) as server:
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40 and len(server.batches.batches) == 1
 
 
@@ -117,7 +117,7 @@ def test_a_batch_that_was_never_created_is_sent_again(corpus: Corpus) -> None:
         ledger = Ledger(folder / "ledger.jsonl")  # as a kill between the intent and the upload leaves it
         ledger.append(BatchSent(batch="0123456789abcdef", requests=40, reserved=Decimal("0.5")))
         ledger.close()
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40 and report.cost_usd == dollars(server) and paid_once(server)
 
 
@@ -143,7 +143,7 @@ def test_a_kill_between_two_steps_pays_nothing_twice(
             run(corpus, server)
         with pytest.raises(ValueError, match="run with --batch to collect"):
             run(corpus, server, batched=False)
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40 and len(server.batches.batches) == 1 and paid_once(server)
 
 
@@ -158,7 +158,7 @@ def test_what_a_live_run_left_behind_is_settled_first(corpus: Corpus, monkeypatc
             patch.setattr(OpenAIServer, "find", fail)
             run(corpus, server, batched=False)
         left = len(server.bank.bills)
-        _, report, _ = run(corpus, server)
+        _, report = run(corpus, server)
         assert report.accepted == 40 and paid_once(server) and report.cost_usd == dollars(server)
         assert report.answers_by_way["found"] >= 1
         assert report.answers_by_way.get("batch", 0) == 40 - left
@@ -167,10 +167,10 @@ def test_what_a_live_run_left_behind_is_settled_first(corpus: Corpus, monkeypatc
 def test_the_cost_limit_holds_for_batches(tmp_path: Path) -> None:
     corpus = write_text_corpus(tmp_path / "corpus", 100)
     with running_server(Faults(wrong_slots=0.1)) as server:
-        _, report, too_dear = run(corpus, server, max_cost=Decimal("0.1"))
-        assert too_dear and not report.attached and Decimal("0.07") < dollars(server) <= Decimal("0.1")
-        _, report, too_dear = run(corpus, server, max_cost=Decimal(5))
-        assert not too_dear and report.attached and paid_once(server)
+        _, report = run(corpus, server, max_cost=Decimal("0.1"))
+        assert report.too_dear and not report.attached and Decimal("0.07") < dollars(server) <= Decimal("0.1")
+        _, report = run(corpus, server, max_cost=Decimal(5))
+        assert not report.too_dear and report.attached and paid_once(server)
 
 
 def test_a_server_without_a_batch_api_and_a_failed_batch_are_told(corpus: Corpus) -> None:
@@ -185,6 +185,6 @@ def test_a_server_without_a_batch_api_and_a_failed_batch_are_told(corpus: Corpus
 
 def test_requests_that_fail_in_every_batch_are_left_and_named(corpus: Corpus) -> None:
     with running_server(Faults(batch_failing=1.0)) as server:
-        _, report, _ = run(corpus, server, pace=replace(PACE, tries=2))
+        _, report = run(corpus, server, pace=replace(PACE, tries=2))
         assert not report.finished and not report.attached
         assert len(report.unanswered) == 40 and "server_error" in next(iter(report.unanswered.values()))

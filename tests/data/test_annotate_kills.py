@@ -27,7 +27,17 @@ from data.trace_rules import rule_trace
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-EVERY_FAULT = ("rate_limited", "failing", "late", "cut_before", "cut_after", "garbled", "gateway", "invalid_json", "wrong_slots")
+EVERY_FAULT = (
+    "rate_limited",
+    "failing",
+    "late",
+    "cut_before",
+    "cut_after",
+    "garbled",
+    "gateway",
+    "invalid_json",
+    "wrong_slots",
+)
 
 
 @contextmanager
