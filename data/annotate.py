@@ -1,7 +1,7 @@
 """A corpus + a language model behind an OpenAI-compatible API -> the corpus with reasoning traces. The only home of `openai`.
 
-Resumable at any kill without paying twice (`data.annotation_ledger`), live (`data.annotation_live`) or through the Batch API at half the price
-(`data.annotation_batch`). The key comes from the environment and reaches no file, no log and no error text.
+Resumable at any kill without paying twice (`data.annotation.ledger`), live (`data.annotation.live`) or through the Batch API at half the price
+(`data.annotation.batch`). The key comes from the environment and reaches no file, no log and no error text.
 
 What a kill can cost. Chat completions: nothing, since the server lists what it has stored by our metadata. Responses: answers are made in the
 background and fetched by the name that the server gives them at once; only a request cut off before that name arrived, one round trip, may be paid
@@ -19,11 +19,11 @@ from typing import Any
 
 import openai
 
-from data.annotation_batch import BATCH_KEY, QUEUE_FULL, BatchAnnotation, BatchState
-from data.annotation_ledger import Ledger
-from data.annotation_live import LiveAnnotation, Pace
-from data.annotation_report import AnnotationReport, annotation_folder, finish_work, selected_examples
-from data.annotation_requests import (
+from data.annotation.batch import BATCH_KEY, QUEUE_FULL, BatchAnnotation, BatchState
+from data.annotation.ledger import Ledger
+from data.annotation.live import LiveAnnotation, Pace
+from data.annotation.report import AnnotationReport, annotation_folder, finish_work, selected_examples
+from data.annotation.requests import (
     ENDPOINTS,
     METADATA_KEY,
     REFUSALS,
@@ -37,8 +37,8 @@ from data.annotation_requests import (
     read_answer,
     request_body,
 )
-from data.annotation_settings import KEY_VARIABLE, Listener, Where, read_key, read_retry_after
-from data.annotation_work import Work
+from data.annotation.settings import KEY_VARIABLE, Listener, Where, read_key, read_retry_after
+from data.annotation.work import Work
 from data.atomic import atomic_open
 from data.manifest import Corpus
 from data.records import Split

@@ -24,11 +24,11 @@ from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from data.annotation_costs import Estimate
-    from data.annotation_live import OnProgress
-    from data.annotation_report import AnnotationReport
-    from data.annotation_settings import Where
-    from data.annotation_work import Progress as AnnotationProgress
+    from data.annotation.costs import Estimate
+    from data.annotation.live import OnProgress
+    from data.annotation.report import AnnotationReport
+    from data.annotation.settings import Where
+    from data.annotation.work import Progress as AnnotationProgress
 
 _OF_MODELS = (
     "model",
@@ -111,7 +111,7 @@ def annotate_corpus(options: argparse.Namespace) -> int:
     root = corpus_of(options)
     splits = tuple(split for split in SPLITS if split in options.splits)
     if options.annotator == "rule":
-        from data.annotation_report import annotate_by_rule
+        from data.annotation.report import annotate_by_rule
 
         if strange := [name for name in _OF_MODELS if getattr(options, name) != options.usual[name]]:
             raise ValueError(
@@ -120,8 +120,8 @@ def annotate_corpus(options: argparse.Namespace) -> int:
         folder, report = annotate_by_rule(open_corpus(root), splits, limit=options.limit)
         return _tell(console, options, folder, report)
 
-    from data.annotation_requests import AnnotatorConfig
-    from data.annotation_settings import Listener, read_key
+    from data.annotation.requests import AnnotatorConfig
+    from data.annotation.settings import Listener, read_key
 
     config = AnnotatorConfig(model=options.model, api=options.api, max_output_tokens=options.max_output_tokens)
     where = _where(options)
@@ -143,9 +143,9 @@ def annotate_corpus(options: argparse.Namespace) -> int:
 
 def _where(options: argparse.Namespace) -> Where:
     """Server, pace, price and limit of a command line. Raises ValueError."""
-    from data.annotation_costs import Price, list_price
-    from data.annotation_live import Pace
-    from data.annotation_settings import DEFAULT_URL, Where
+    from data.annotation.costs import Price, list_price
+    from data.annotation.live import Pace
+    from data.annotation.settings import DEFAULT_URL, Where
 
     price = list_price(options.model)
     if options.price is not None:
@@ -174,7 +174,7 @@ def _amount(option: str, text: str) -> Decimal:
 
 def _confirm(console: Console, options: argparse.Namespace, where: Where, estimate: Estimate) -> bool:
     """Show what is about to be spent and ask. Raises ValueError where nobody can be asked."""
-    from data.annotation_costs import PRICES_AS_OF, dollars
+    from data.annotation.costs import PRICES_AS_OF, dollars
 
     way = "Batch API, half price" if where.batched else "live"
     of = "--price" if options.price else PRICES_AS_OF
@@ -225,7 +225,7 @@ def _progress(console: Console, title: str) -> Iterator[OnProgress]:
 
 
 def _spent(state: AnnotationProgress) -> str:
-    from data.annotation_costs import dollars
+    from data.annotation.costs import dollars
 
     tokens = f"{state.tokens_in + state.tokens_out:,} tokens, {dollars(state.cost)}"
     rejected = f", {state.rejected:,} answers rejected" if state.rejected else ""
@@ -234,7 +234,7 @@ def _spent(state: AnnotationProgress) -> str:
 
 def _tell(console: Console, options: argparse.Namespace, folder: Path, report: AnnotationReport) -> int:
     """What became of the examples, what it cost, and the next step."""
-    from data.annotation_costs import dollars
+    from data.annotation.costs import dollars
 
     _say(
         console,

@@ -8,10 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from data.annotate import annotate
-from data.annotation_costs import list_price
-from data.annotation_live import Pace
-from data.annotation_requests import AnnotatorConfig
-from data.annotation_settings import Where
+from data.annotation.costs import list_price
+from data.annotation.live import Pace
+from data.annotation.requests import AnnotatorConfig
+from data.annotation.settings import Where
 from data.manifest import open_corpus
 
 

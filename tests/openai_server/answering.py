@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.annotation.trace_rules import rule_trace
 from data.records import Example, SlotValue, Turn
-from data.trace_rules import rule_trace
 
 POISON = "unteachable"
 """An example with this word in its transcript never gets a right answer."""

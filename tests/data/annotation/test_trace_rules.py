@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.annotation.trace_checks import check_trace, words
+from data.annotation.trace_requests import asked_labels
+from data.annotation.trace_rules import rule_answer, rule_trace
 from data.callcentre.dialogues import build_ontology, iter_utterances
 from data.readers.source import plain_slot
 from data.records import AnnotatedExample, Example, Label, Mention, Ontology, Split, Turn
 from data.supervision import SupervisionConfig, supervise, trace_text
-from data.trace_checks import check_trace, words
-from data.trace_requests import asked_labels
-from data.trace_rules import rule_answer, rule_trace
 
 LABELS = ("city", "to_city", "arrival_day", "final_answer", "person.name", "_")
 ONTOLOGY = Ontology(domains={"travel": tuple(Label(name=name, description="what it is") for name in LABELS)})

@@ -17,9 +17,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.annotation_ledger import BatchEnded, BatchNamed, BatchSent, Event, Lost
-from data.annotation_live import OnProgress, Pace
-from data.annotation_requests import (
+from data.annotation.ledger import BatchEnded, BatchNamed, BatchSent, Event, Lost
+from data.annotation.live import OnProgress, Pace
+from data.annotation.requests import (
     ENDPOINTS,
     REFUSALS,
     AnnotationStoppedError,
@@ -28,7 +28,7 @@ from data.annotation_requests import (
     read_answer,
     request_body,
 )
-from data.annotation_work import Work
+from data.annotation.work import Work
 from data.atomic import atomic_open
 from data.records import Example
 
@@ -55,7 +55,7 @@ class BatchState:
 
 
 class BatchServer(Protocol):
-    """A server with a Batch API, as `BatchAnnotation` needs it. Raises the errors of `data.annotation_requests`."""
+    """A server with a Batch API, as `BatchAnnotation` needs it. Raises the errors of `data.annotation.requests`."""
 
     async def submit(self, path: Path, key: str) -> str:
         """Upload a request file and create its batch, with `key` in the metadata; its name. OutcomeUnknownError: look for it."""

@@ -1,7 +1,7 @@
 """The offline annotator: an example -> its reasoning trace by rule, from transcript and gold, for corpora without a key.
 
-It writes what `data.trace_checks` accepts, in the tone of the synthetic corpus. It knows no self-repairs and no paraphrases: what an LLM writes
-is better, what this writes is free.
+It writes what `data.annotation.trace_checks` accepts, in the tone of the synthetic corpus. It knows no self-repairs and no paraphrases:
+what an LLM writes is better, what this writes is free.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import random
 import re
 from dataclasses import dataclass
 
+from data.annotation.trace_checks import MAX_BECAUSE, occurs, words
+from data.annotation.trace_requests import TraceAnswer, bare_sentence
 from data.records import Example, Justification, Mention, SlotValue, Trace
-from data.trace_checks import MAX_BECAUSE, occurs, words
-from data.trace_requests import TraceAnswer, bare_sentence
 
 RULE_ANNOTATOR = "rule"
 """The name under which these traces are kept, where an LLM's are kept under its model's name."""
@@ -57,7 +57,7 @@ class _Turn:
     """A transcript as it is written and as it is compared."""
 
     written: tuple[str, ...]  # its blank-separated parts
-    words: tuple[str, ...]  # as `data.trace_checks.words` compares them
+    words: tuple[str, ...]  # as `data.annotation.trace_checks.words` compares them
     part: tuple[int, ...]  # of each word: the index in `written`
 
     @classmethod

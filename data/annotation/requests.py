@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from data.trace_checks import Rejection
-from data.trace_requests import RESPONSE_FORMAT, TRACE_PROMPT_VERSION
+from data.annotation.trace_checks import Rejection
+from data.annotation.trace_requests import RESPONSE_FORMAT, TRACE_PROMPT_VERSION
 
 Api = Literal["chat", "responses"]
 ENDPOINTS: dict[Api, Literal["/v1/chat/completions", "/v1/responses"]] = {

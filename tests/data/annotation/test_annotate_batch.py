@@ -11,14 +11,14 @@ from openai_server.answering import Faults
 from openai_server.corpus import write_text_corpus
 from openai_server.server import KEY, LoopbackServer, running_server
 
-import data.annotation_batch
+import data.annotation.batch
 from data.annotate import annotate
-from data.annotation_costs import list_price
-from data.annotation_ledger import BatchSent, Ledger
-from data.annotation_live import Pace
-from data.annotation_report import AnnotationReport
-from data.annotation_requests import AnnotationStoppedError, AnnotatorConfig
-from data.annotation_settings import Where
+from data.annotation.costs import list_price
+from data.annotation.ledger import BatchSent, Ledger
+from data.annotation.live import Pace
+from data.annotation.report import AnnotationReport
+from data.annotation.requests import AnnotationStoppedError, AnnotatorConfig
+from data.annotation.settings import Where
 from data.manifest import Corpus, open_corpus
 
 PACE = Pace(concurrency=8, timeout_s=0.5, grace_s=0.5, poll_s=0.05, batch_poll_s=0.02)
@@ -86,13 +86,13 @@ def test_a_request_that_the_output_does_not_mention_counts_as_paid_and_is_asked_
 
 
 def test_files_keep_to_the_limits(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.annotation_batch, "MAX_REQUESTS", 15)
+    monkeypatch.setattr(data.annotation.batch, "MAX_REQUESTS", 15)
     with running_server() as server:
         server.batches.max_requests = 15
         run(corpus, server)
         assert [b["request_counts"]["total"] for b in server.batches.batches.values()] == [15, 15, 10]
     corpus = write_text_corpus(corpus.root.parent / "other", 40)
-    monkeypatch.setattr(data.annotation_batch, "MAX_BYTES", 60_000)
+    monkeypatch.setattr(data.annotation.batch, "MAX_BYTES", 60_000)
     with running_server() as server:
         run(corpus, server)
         assert max(map(len, server.batches.files.values())) <= 60_000 and len(server.batches.batches) > 2

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
-from data.annotation_ledger import Lost, Named, OpenRequest, Sent, Unbilled
-from data.annotation_requests import (
+from data.annotation.ledger import Lost, Named, OpenRequest, Sent, Unbilled
+from data.annotation.requests import (
     AnnotationStoppedError,
     Answer,
     NotBilledError,
@@ -24,7 +24,7 @@ from data.annotation_requests import (
     Request,
     RequestRefusedError,
 )
-from data.annotation_work import How, Progress, Work
+from data.annotation.work import How, Progress, Work
 from data.records import Example
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
@@ -54,7 +54,7 @@ class Pace:
 
 
 class LiveServer(Protocol):
-    """An OpenAI-compatible server as `LiveAnnotation` needs it. Raises the errors of `data.annotation_requests`."""
+    """An OpenAI-compatible server as `LiveAnnotation` needs it. Raises the errors of `data.annotation.requests`."""
 
     stored: bool  # it is asked to keep its answers
     lists_answers: bool  # it finds them by the request's id, so that what is not found was never answered

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from data.annotation.trace_requests import TraceAnswer
 from data.records import Example, Label, Trace
 from data.supervision import trace_text
-from data.trace_requests import TraceAnswer
 
 MAX_BECAUSE = 160  # characters of a reason
 MAX_MENTION = 80  # characters of a mention, or as many as the longest gold value has

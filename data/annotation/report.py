@@ -18,13 +18,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.annotation_work import Work
+from data.annotation.trace_checks import Rejection, check_trace
+from data.annotation.trace_requests import TRACE_PROMPT_VERSION, asked_labels, parse_trace
+from data.annotation.trace_rules import RULE_ANNOTATOR, RULE_VERSION, rule_answer
+from data.annotation.work import Work
 from data.atomic import atomic_open, write_json, write_jsonl
 from data.manifest import Corpus, attach_traces
 from data.records import Example, Split, Trace, to_json
-from data.trace_checks import Rejection, check_trace
-from data.trace_requests import TRACE_PROMPT_VERSION, asked_labels, parse_trace
-from data.trace_rules import RULE_ANNOTATOR, RULE_VERSION, rule_answer
 
 ANNOTATIONS = "annotations"
 PARTIAL_FILE = "partial.jsonl"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.annotation_costs import Price, dollars, list_price
-from data.annotation_ledger import (
+from data.annotation.costs import Price, dollars, list_price
+from data.annotation.ledger import (
     Answered,
     BatchEnded,
     BatchNamed,
@@ -19,7 +19,7 @@ from data.annotation_ledger import (
     Sent,
     Unbilled,
 )
-from data.trace_checks import Rejection
+from data.annotation.trace_checks import Rejection
 
 
 def sent(request: str, reserved: str = "0.02") -> Sent:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from urllib.parse import urlsplit
 
-from data.annotation_costs import Estimate, Price
-from data.annotation_live import OnProgress, Pace
+from data.annotation.costs import Estimate, Price
+from data.annotation.live import OnProgress, Pace
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 DEFAULT_URL = "https://api.openai.com/v1"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from data.annotation_costs import Estimate, Price
-from data.annotation_ledger import Answered, Ledger
-from data.annotation_requests import AnnotatorConfig, Answer, Request, make_request
+from data.annotation.costs import Estimate, Price
+from data.annotation.ledger import Answered, Ledger
+from data.annotation.requests import AnnotatorConfig, Answer, Request, make_request
+from data.annotation.trace_checks import Rejection, check_trace
+from data.annotation.trace_requests import RESPONSE_FORMAT, TraceError, asked_labels, parse_trace, trace_messages
+from data.annotation.trace_rules import rule_trace
 from data.manifest import Corpus
 from data.records import Example, to_json
-from data.trace_checks import Rejection, check_trace
-from data.trace_requests import RESPONSE_FORMAT, TraceError, asked_labels, parse_trace, trace_messages
-from data.trace_rules import rule_trace
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, by the rule of thumb that vendors state
 _MEASURED = 50  # answers in the ledger from which on they are the better guide

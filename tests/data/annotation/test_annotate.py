@@ -14,13 +14,13 @@ from openai_server.corpus import write_text_corpus
 from openai_server.server import KEY, LoopbackServer, running_server
 
 from data.annotate import annotate
-from data.annotation_costs import Price, list_price
-from data.annotation_live import Pace
-from data.annotation_report import annotate_by_rule
-from data.annotation_requests import AnnotationStoppedError, AnnotatorConfig
-from data.annotation_settings import Listener, Where
+from data.annotation.costs import Price, list_price
+from data.annotation.live import Pace
+from data.annotation.report import annotate_by_rule
+from data.annotation.requests import AnnotationStoppedError, AnnotatorConfig
+from data.annotation.settings import Listener, Where
+from data.annotation.trace_rules import rule_trace
 from data.manifest import Corpus, open_corpus
-from data.trace_rules import rule_trace
 
 PACE = Pace(concurrency=8, timeout_s=0.6, grace_s=0.5, poll_s=0.1)
 PRICE = list_price("gpt-4o")

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 
-from data.readers.source import plain_slot
-from data.records import Example, Justification, Label, Mention, Ontology, SlotValue, Trace, Turn
-from data.supervision import trace_text
-from data.trace_checks import check_trace
-from data.trace_requests import (
+from data.annotation.trace_checks import check_trace
+from data.annotation.trace_requests import (
     RESPONSE_FORMAT,
     TRACE_PROMPT_VERSION,
     TraceAnswer,
@@ -20,6 +17,9 @@ from data.trace_requests import (
     parse_trace,
     trace_messages,
 )
+from data.readers.source import plain_slot
+from data.records import Example, Justification, Label, Mention, Ontology, SlotValue, Trace, Turn
+from data.supervision import trace_text
 
 NAMES = ("city", "date", "airline", "seat", "meal", "price", "pet", "bag")
 ONTOLOGY = Ontology(

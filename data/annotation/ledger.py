@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from data.trace_checks import Rejection
+from data.annotation.trace_checks import Rejection
 
 
 @dataclass(frozen=True, kw_only=True)

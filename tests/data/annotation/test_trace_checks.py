@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from data.annotation.trace_checks import MAX_BECAUSE, check_trace, occurs, words
+from data.annotation.trace_requests import TraceAnswer, asked_labels
 from data.callcentre.dialogues import build_ontology, iter_utterances
 from data.records import Example, Justification, Label, Mention, SlotValue, Split, Trace, Turn
-from data.trace_checks import MAX_BECAUSE, check_trace, occurs, words
-from data.trace_requests import TraceAnswer, asked_labels
 
 ASKED = [Label(name=name, description=f"the {name}") for name in ("airline", "city", "date", "gold_card")]
 EXAMPLE = Example(
