@@ -16,7 +16,7 @@ from typing import Literal
 
 from data.atomic import file_sha256
 from model.configs import EncoderConfig, Foundation
-from model.foundations import local_folder
+from model.foundations import card_of, is_pinned, local_folder
 from orchestrator.corpora import ImportedCorpus, corpus_folder, corpus_ref
 from orchestrator.layout import Store
 from orchestrator.scales import Scale
@@ -153,10 +153,18 @@ def _foundation(foundation: Foundation) -> Prerequisite:
     if _in_hub_cache(foundation):
         return Prerequisite(name=name, state="ready", detail=f"{size} parameters, in the hub's cache")
     if _offline():
-        remedy = f"offline and not in {hub_cache()}; on a machine with internet: hf download {foundation.source}"
+        command = f"hf download {foundation.source} --revision {foundation.revision}"
+        remedy = f"offline and not in {hub_cache()}; on a machine with internet: {command}"
         return Prerequisite(name=name, state="missing", detail=remedy)
-    gigabytes = foundation.parameters * 2 / 1e9
-    return Prerequisite(name=name, state="to make", detail=f"{foundation.source} to download, about {gigabytes:.1f} GB")
+    card = card_of(foundation)
+    if card and card.gated and not _has_hub_token():
+        remedy = f"gated: accept its licence on https://huggingface.co/{foundation.source}, then `hf auth login` or set HF_TOKEN"
+        return Prerequisite(name=name, state="missing", detail=remedy)
+    size = f"about {(card.download_bytes if card else foundation.parameters * 2) / 1e9:.1f} GB"
+    pinned = (
+        "" if is_pinned(foundation) else f"; revision {foundation.revision!r} is no commit and may change under a grid"
+    )
+    return Prerequisite(name=name, state="to make", detail=f"{foundation.source} to download, {size}{pinned}")
 
 
 def hub_cache() -> Path:
@@ -165,6 +173,12 @@ def hub_cache() -> Path:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("HF_HOME", f"{base}/huggingface")).expanduser() / "hub"
+
+
+def _has_hub_token() -> bool:
+    """Whether the hub's client would find a token; it is not read."""
+    home = Path(os.environ.get("HF_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface")).expanduser()
+    return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH", home / "token")).is_file()
 
 
 def _in_hub_cache(foundation: Foundation) -> bool:

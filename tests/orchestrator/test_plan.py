@@ -98,6 +98,21 @@ def test_a_model_that_cannot_be_had_is_found_before_anything_runs(
     assert prerequisite(plan_of(store, small, trials), "foundation")[0] == "ready"
 
 
+def test_a_gated_model_asks_for_a_token_before_anything_runs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = SCALES["paper"]
+    gated = [paper.trial(foundation=FOUNDATIONS["llama-3.1-8b"], mode="regular", seed=0)]
+    for name in ("HF_HUB_OFFLINE", "SLOTGRID_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"llama-3\.1-8b: gated: accept its licence on https://.*hf auth login"):
+        plan_of(store, paper, gated).check()
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    state, detail = prerequisite(plan_of(store, paper, gated), "foundation")
+    assert state == "to make" and "secret" not in detail
+
+
 def test_a_packaged_foundation_without_weights_is_missing(store: Store) -> None:
     tiny = SCALES["tiny"]
     gone = replace(tiny.foundations[0], name="tiny-gone", source="package:tiny-gone")
