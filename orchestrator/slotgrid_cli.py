@@ -12,17 +12,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.cli import OneLineParser, report_error
-from orchestrator.commands import import_corpus, listening, score, stats, synthesize, validate
+from orchestrator.commands import (
+    annotate,
+    export,
+    import_corpus,
+    listening,
+    predict,
+    score,
+    stats,
+    synthesize,
+    validate,
+)
 from orchestrator.verbs import EXIT_INTERRUPTED
 
 AddCommand = Callable[[Any], None]
 _DATA: tuple[AddCommand, ...] = (
     import_corpus.add_command,
     validate.add_command,
+    annotate.add_command,
     stats.add_command,
     synthesize.add_command,
 )
-_AREAS: tuple[AddCommand, ...] = (score.add_command, listening.add_command)
+_AREAS: tuple[AddCommand, ...] = (
+    score.add_command,
+    listening.add_command,
+    export.add_command,
+    predict.add_command,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
