@@ -91,7 +91,7 @@ def test_every_package_is_listed_for_installation() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
     found = {
         path.parent.relative_to(ROOT).as_posix().replace("/", ".")
-        for package in MAY_IMPORT
+        for package in MAY_IMPORT.keys() - {"benchmarks"}  # they are run from a checkout
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert found == listed

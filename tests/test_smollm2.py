@@ -23,7 +23,6 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory):
 def whisper_paths(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """`TrialPaths` over the small corpus with states of the real Whisper-base, in the places of a store."""
     from corpus_samples.synthetic import REF
-
     from data.encoder_states import AudioItem, write_encoder_states
     from data.executors import SerialExecutor
     from data.manifest import open_corpus
@@ -79,7 +78,6 @@ def test_a_trial_learns_and_its_export_gives_its_answers(
     smollm2, whisper_paths: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from corpus_samples.synthetic import REF
-
     from data.supervision import SupervisionConfig
     from model.configs import Budget, EvaluationConfig, Execution, OptimConfig, TrialConfig
     from model.trial import run_trial

@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 
 import soundfile
+
 from corpus_samples.sound import babble
 
 COMMANDS: list[tuple[str, str, str, str]] = [

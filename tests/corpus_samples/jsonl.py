@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
 from corpus_samples.sound import babble
 
 TURNS = {

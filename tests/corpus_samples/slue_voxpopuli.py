@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import soundfile
+
 from corpus_samples.sound import babble
 
 COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "split", "raw_ner", "normalized_ner")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+
 from corpus_samples.sound import babble
 
 SENTENCES: dict[str, list[tuple[str, str, str]]] = {

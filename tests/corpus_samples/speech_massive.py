@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow
 import soundfile
-from corpus_samples.sound import babble
 from pyarrow import parquet
+
+from corpus_samples.sound import babble
 
 SENTENCES: dict[str, list[tuple[str, str]]] = {
     "de-DE/train-00000-of-00001.parquet": [

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
 from corpus_samples.sound import babble
 
 RATE = 8_000

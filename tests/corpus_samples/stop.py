@@ -6,6 +6,7 @@ As in the download, the manifests write the folder of a file with the number of 
 from pathlib import Path
 
 import soundfile
+
 from corpus_samples.sound import babble
 
 COLUMNS = (

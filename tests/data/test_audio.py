@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from corpus_samples.sound import babble
 
+from corpus_samples.sound import babble
 from data.audio import AudioError, AudioFile, encode_flac, pcm_sha256, read_audio, to_pcm16
 from data.records import SAMPLE_RATE
 

@@ -19,8 +19,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
-from corpus_samples.sound import babble
 
+from corpus_samples.sound import babble
 from data.audio import encode_flac, pcm_sha256, read_audio, to_pcm16
 from data.executors import ProcessExecutor, SerialExecutor
 from data.findings import Finding
@@ -47,7 +47,7 @@ def read_lab(root: Path) -> Iterator[SourceRow | Finding]:
             line=number,
             id=row["id"],
             split=row.get("split"),
-            group=row["text"],
+            dialogue=row["text"],
             domain=row.get("domain", "travel"),
             transcript=row["text"],
             slots=tuple(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stand_ins.hub import KINDS, write_stand_in
 
 from data.answers import parse_answer
 from data.batching import IGNORE, collate
@@ -35,6 +34,7 @@ from data.records import (
 from data.rendering import EMPTY_THINKING, RenderedExample, answer_end, render, render_prompt
 from data.supervision import AUDIO_MARKER, MODE_TOKENS, SupervisionConfig, supervise
 from model.foundations import CARDS, TINY_FOLDER
+from stand_ins.hub import KINDS, write_stand_in
 
 GOLDEN = Path(__file__).parent / "renderings"
 REGISTERED = {  # stand-in -> a foundation of the registry that behaves like it

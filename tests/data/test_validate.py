@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import soundfile
-from corpus_samples import jsonl
-from corpus_samples.sound import babble
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from corpus_samples import jsonl
+from corpus_samples.sound import babble
 from data.audio import pcm_sha256, to_pcm16
 from data.cross_checks import check_across, plain_sentence, row_key
 from data.executors import SerialExecutor

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus_samples.synthetic import REF
 from safetensors.torch import load_file
 
+from corpus_samples.synthetic import REF
 from data.manifest import open_corpus
 from data.records import INFERENCE_MODES
 from data.supervision import INSTRUCTIONS, SupervisionConfig, supervise

@@ -105,7 +105,13 @@ class Bank:
     def store(self, request: str, completion: dict[str, Any]) -> None:
         """Keep an answer."""
         with self.lock:
-            self.stored.setdefault(request, []).append({**completion, "metadata": {"slotgrid_request": request}})
+            kept = {**completion, "metadata": {"slotgrid_request": request}, "stored_at": time.monotonic()}
+            self.stored.setdefault(request, []).append(kept)
+
+    def listed(self, request: str, after_s: float) -> list[dict[str, Any]]:
+        """The stored answers to a request that are at least so old."""
+        with self.lock:
+            return [kept for kept in self.stored.get(request, []) if time.monotonic() - kept["stored_at"] >= after_s]
 
 
 def write_trace(messages: list[dict[str, str]], fault: str | None) -> str:

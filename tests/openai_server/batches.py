@@ -27,6 +27,8 @@ class Batches:
     max_requests: int = 50_000
     queue: int | None = None  # requests that may wait at once; a batch above it fails
     looks: int = 2  # until a batch is complete
+    complaint: str = "it broke"  # of a request that failed
+    garbled: bool = False  # batches are created, but the reply is no JSON
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,7 +98,7 @@ class Batches:
             if fault == "batch_missing":
                 continue
             if fault in ("batch_expired", "batch_failing"):
-                errors.append(_error_line(row, expired=fault == "batch_expired"))
+                errors.append(_error_line(row, None if fault == "batch_expired" else self.complaint))
                 continue
             answer = self._answer(row, fault)
             answers += [answer, answer] if fault == "batch_twice" else [answer]
@@ -124,10 +126,10 @@ class Batches:
         }
 
 
-def _error_line(row: dict[str, Any], *, expired: bool) -> dict[str, Any]:
-    if expired:
+def _error_line(row: dict[str, Any], complaint: str | None) -> dict[str, Any]:
+    if complaint is None:
         error = {"code": "batch_expired", "message": "This request could not be executed before the window expired."}
         return {"id": "batch_req", "custom_id": row["custom_id"], "response": None, "error": error}
-    body = {"error": {"code": "server_error", "message": "it broke"}}
+    body = {"error": {"code": "server_error", "message": complaint}}
     answer = {"status_code": 500, "request_id": "req", "body": body}
     return {"id": "batch_req", "custom_id": row["custom_id"], "response": answer, "error": None}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from openai_server.answering import POISON
-
 from data.callcentre.dialogues import build_ontology, iter_utterances
 from data.manifest import Corpus, write_corpus
 from data.records import AnnotatedExample, Example
+from openai_server.answering import POISON
 
 
 def write_text_corpus(root: Path, count: int, *, poisoned: int = 0) -> Corpus:

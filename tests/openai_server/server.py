@@ -46,6 +46,10 @@ class LoopbackServer(ThreadingHTTPServer):
         self.batches = Batches(self.bank)
         self.key = KEY
         self.keeps_answers = True  # False: like a server that knows neither stored answers nor metadata
+        self.forgets = False  # like an account with zero data retention: takes `store`, keeps nothing, lists nothing
+        self.listed_after_s = 0.0  # how long it takes until a stored answer is listed
+        self.redirects_to: str | None = None  # base URL of another server, for all that comes
+        self.keys: set[str | None] = set()  # every authorization header that came
         self.has_batches = True
         self.per_second: float | None = None  # questions that it answers; more are declined with 429
         self.refuses: tuple[int, str, str] | None = None  # status, code, message for every request that asks something
@@ -87,8 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.server.requests.append(f"{method} {parts.path}")
         path = parts.path.removeprefix("/v1").strip("/").split("/")
+        self.server.keys.add(self.headers.get("authorization"))
         try:
-            if path == ["bills", "count"]:
+            if self.server.redirects_to:
+                place = self.server.redirects_to + self.path.removeprefix("/v1")
+                self._send(307, b"", "text/plain", {"Location": place})
+            elif path == ["bills", "count"]:
                 self._reply(200, {"count": len(self.server.bank.bills)})
             elif path == ["bills"]:
                 self._reply(200, {"bills": self.server.bank.bills})
@@ -107,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         match path:
             case ["chat", "completions"] if server.keeps_answers:
                 wanted = query.get("metadata[slotgrid_request]")
-                self._list(server.bank.stored.get(wanted[0], []) if wanted else [])
+                self._list(server.bank.listed(wanted[0], server.listed_after_s) if wanted else [])
             case ["responses", name] if name in server.bank.responses:
                 done = server.bank.responses[name]
                 queued = {**done, "status": "in_progress", "output": [], "usage": None}
@@ -136,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
                 batch = server.batches.create(json.loads(body))
                 if server.faults.draw(batch["id"], ("batch_creation_cut",)):
                     raise _Cut
+                if server.batches.garbled:
+                    return self._send(200, b'{"id": "batch_', "application/json")
                 self._reply(200, batch)
             case _:
                 self._fail(404, "not_found", "no such path")
@@ -171,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         usage = usage_of(messages, text)
         name = server.bank.bill(request, usage, "live")
         reply = (chat_completion if chat else response)(name, body["model"], text, usage)
-        if stored and chat:
+        if stored and chat and not server.forgets:
             server.bank.store(request, reply)
         if not chat:
             server.bank.responses[reply["id"]] = reply

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from data.manifest import open_corpus
 from openai_server.answering import Faults
 from openai_server.corpus import write_text_corpus
 from openai_server.server import KEY, LoopbackServer, running_server
-
-from data.manifest import open_corpus
 from orchestrator import slotgrid_cli
 from orchestrator.commands import annotate
 

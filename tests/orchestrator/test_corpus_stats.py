@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from data.annotation.trace_rules import rule_trace
 from data.manifest import Corpus, open_corpus
 from data.readers.source import plain_slot
 from data.records import AnnotatedExample, Example, Label, Ontology, Split, Turn
-from data.trace_rules import rule_trace
 from model.configs import Foundation
 from model.foundations import FOUNDATIONS
 from orchestrator.commands.stats import add_command

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus_samples import jsonl
 
+from corpus_samples import jsonl
 from orchestrator.cli import OneLineParser
 from orchestrator.commands import validate
 

@@ -1,16 +1,26 @@
-"""Family name -> a trial of a few steps on its stand-in, in the supervision mode that asks the most of it."""
+"""Family name -> a trial of a few steps on its stand-in, and the ways tests run it."""
 
+import contextlib
+import math
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
-from corpus_samples.synthetic import REF
 from safetensors.torch import load_file
 
+from corpus_samples.synthetic import REF
+from data.batching import Batch
 from data.records import SupervisionMode
 from data.supervision import SupervisionConfig
 from model.checkpoints import newest_checkpoint
-from model.configs import AdapterConfig, Budget, EvaluationConfig, LoRAConfig, OptimConfig, TrialConfig
+from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, LoRAConfig, OptimConfig, TrialConfig
+from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
+from model.train import build_engine, training_steps
+from model.trial import TrialPaths, run_trial
+from model.trial_data import TrialData
 from stand_ins.hub import write_stand_in
 
 MODES: dict[str, SupervisionMode] = {
@@ -31,7 +41,7 @@ def small_trial(family: str, folder: Path, **changes: Any) -> TrialConfig:
         "adapter": AdapterConfig(hidden_width=64),
         "lora": LoRAConfig(r=8, alpha=16),
         "optim": OptimConfig(precision="fp32", lora_learning_rate=2e-4, adapter_learning_rate=2e-4),
-        "evaluation": EvaluationConfig(max_new_tokens_direct=4, max_new_tokens_think=6),
+        "evaluation": EvaluationConfig(max_new_tokens_direct=4, max_new_tokens_think=6, splits=("validation", "test")),
     }
     return TrialConfig(**{**fields, **changes})
 
@@ -47,3 +57,107 @@ def greatest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     """The greatest difference between two checkpoints' weights."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a trial from outside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One trial to run, to its end or until it has committed the checkpoint of step `stop_at`."""
+
+    config: TrialConfig
+    execution: Execution
+    paths: TrialPaths
+    stop_at: int | None = None
+
+
+def run_jobs(jobs: list[Job]) -> None:
+    """Run trials one after the other in this process."""
+    for job in jobs:
+
+        def on_checkpoint(step: int, stop_at: int | None = job.stop_at) -> None:
+            if step == stop_at:
+                raise Stopped
+
+        with contextlib.suppress(Stopped):
+            run_trial(job.config, job.execution, job.paths, on_checkpoint=on_checkpoint)
+
+
+def run_until_killed(job: Job) -> None:
+    """Run a trial and end this process without a word once the checkpoint of step `stop_at` is committed."""
+
+    def on_checkpoint(step: int) -> None:
+        if step == job.stop_at:
+            os._exit(7)
+
+    run_trial(job.config, job.execution, job.paths, on_checkpoint=on_checkpoint)
+
+
+def untrained_model(config: TrialConfig, paths: TrialPaths, execution: Execution | None = None) -> SpeechLLM:
+    """The model a trial starts from."""
+    mean, std = trial_data(config, paths).state_statistics()
+    return build_speech_llm(
+        config.foundation,
+        state_mean=torch.from_numpy(mean),
+        state_std=torch.from_numpy(std),
+        adapter=config.adapter,
+        lora=config.lora,
+        precision=config.optim.precision,
+        seed=config.seed,
+        execution=execution,
+    )
+
+
+def trial_data(config: TrialConfig, paths: TrialPaths) -> TrialData:
+    """What a trial trains and is evaluated on."""
+    return TrialData(
+        config,
+        load_tokenizer(config.foundation),
+        corpus=paths.corpus,
+        encoder_states=paths.encoder_states,
+        encoder_key=paths.encoder_key,
+    )
+
+
+def poisoned_training(
+    config: TrialConfig, execution: Execution, paths: TrialPaths, poison: str, *, poisoned_rank: int = 0
+) -> tuple[str, bool]:
+    """Train with a loss or a gradient that is not finite on one rank, in the last micro-batch of step 2.
+
+    Returns the error and whether the trained weights are those after step 1, bit for bit.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    model, data = untrained_model(config, paths, execution), trial_data(config, paths)
+    engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
+
+    def micro_batches_of(step: int) -> list[Batch]:
+        batches = data.micro_batches(step, rank=rank, world=world, micro_batches=execution.micro_batches)
+        if step == 1 and rank == poisoned_rank:
+            if poison == "loss":
+                batches[-1] = replace(batches[-1], states=batches[-1].states * math.nan)
+            else:  # a loss of about 1e35, whose gradient's squares overflow
+                batches[-1] = replace(batches[-1], loss_normalizer=batches[-1].loss_normalizer * 1e-35)
+        return batches
+
+    def weights() -> dict[str, torch.Tensor]:
+        parameters = engine.module.trainable_parameters()
+        with deepspeed.zero.GatheredParameters(parameters.values()):
+            return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    steps = training_steps(engine, micro_batches_of, first_step=0, steps=config.budget.steps, optim=config.optim)
+    next(steps)
+    before = weights()
+    try:
+        next(steps)
+    except FloatingPointError as error:
+        return str(error), greatest_difference(before, weights()) == 0
+    raise AssertionError("training went on")
+
+
+def poisoned_trainings(config: TrialConfig, execution: Execution, paths: TrialPaths) -> dict[str, tuple[str, bool]]:
+    """`poisoned_training` with either poison on the second rank."""
+    return {
+        poison: poisoned_training(config, execution, paths, poison, poisoned_rank=1) for poison in ("loss", "gradient")
+    }

@@ -1,43 +1,39 @@
-"""Worker processes in place of Ray Train's: trials on a group of gloo processes on this machine."""
+"""Worker processes in place of Ray Train's: the same function on a group of gloo processes on this machine."""
 
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-
-from model.configs import Execution, TrialConfig
-from model.trial import TrialPaths
-
-Job = tuple[TrialConfig, Execution, TrialPaths]
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
-STOPPED = 7
 _WORKER = """
 import os, pickle, sys
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
 import torch
-from model.trial import run_trial
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-with open(f"{folder}/jobs", "rb") as stream:
-    jobs, stop_at = pickle.load(stream)
-def on_checkpoint(step):
-    if step == stop_at:
-        os._exit(7)
-for config, execution, paths in jobs:
-    run_trial(config, execution, paths, on_checkpoint=on_checkpoint)
+with open(f"{folder}/call", "rb") as stream:
+    function, arguments = pickle.load(stream)
+result = function(*arguments)
+with open(f"{folder}/result-{rank}", "wb") as stream:
+    pickle.dump(result, stream)
 """
 
 
-def run_on_workers(jobs: list[Job], folder: Path, *, workers: int = 2, stop_at: int = -1) -> list[int]:
-    """Run trials one after the other on one group of processes; returns their exit codes, `STOPPED` for one that ended at step `stop_at`.
+def run_on_workers(
+    function: Callable[..., Any], *arguments: Any, folder: Path, workers: int = 2, exit_code: int = 0
+) -> list[Any]:
+    """Call a function of the package `stand_ins` in every process of a new group; returns what each returned.
 
-    `folder` is a new one of the caller's. Raises AssertionError with the tail of their errors when a process failed.
+    `folder` is a new one. With another `exit_code` every process must end with it, and nothing is returned. Raises AssertionError with the end
+    of the processes' errors when they end otherwise.
     """
     folder.mkdir()
-    (folder / "jobs").write_bytes(pickle.dumps((jobs, stop_at)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (folder / "call").write_bytes(pickle.dumps((function, arguments)))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     processes = []
     for rank in range(workers):
         with (folder / f"errors-{rank}").open("w") as stream:
@@ -48,6 +44,8 @@ def run_on_workers(jobs: list[Job], folder: Path, *, workers: int = 2, stop_at: 
     finally:
         for process in processes:
             process.kill()
-    errors = [(folder / f"errors-{rank}").read_text()[-2000:] for rank in range(workers)]
-    assert set(codes) <= {0, STOPPED}, "\n".join(errors)
-    return codes
+    errors = "\n".join((folder / f"errors-{rank}").read_text()[-2000:] for rank in range(workers))
+    assert set(codes) == {exit_code}, errors
+    if exit_code:
+        return []
+    return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(workers)]

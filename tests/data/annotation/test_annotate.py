@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from openai_server.answering import NO_ID, Faults
-from openai_server.corpus import write_text_corpus
-from openai_server.server import KEY, LoopbackServer, running_server
 
 from data.annotate import annotate
 from data.annotation.costs import Price, list_price
@@ -21,6 +18,9 @@ from data.annotation.requests import AnnotationStoppedError, AnnotatorConfig
 from data.annotation.settings import Listener, Where
 from data.annotation.trace_rules import rule_trace
 from data.manifest import Corpus, open_corpus
+from openai_server.answering import NO_ID, Faults
+from openai_server.corpus import write_text_corpus
+from openai_server.server import KEY, LoopbackServer, running_server
 
 PACE = Pace(concurrency=8, timeout_s=0.6, grace_s=0.5, poll_s=0.1)
 PRICE = list_price("gpt-4o")

@@ -7,9 +7,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from openai_server.answering import Faults
-from openai_server.corpus import write_text_corpus
-from openai_server.server import KEY, LoopbackServer, running_server
 
 import data.annotation.batch
 from data.annotate import annotate
@@ -20,6 +17,9 @@ from data.annotation.report import AnnotationReport
 from data.annotation.requests import AnnotationStoppedError, AnnotatorConfig
 from data.annotation.settings import Where
 from data.manifest import Corpus, open_corpus
+from openai_server.answering import Faults
+from openai_server.corpus import write_text_corpus
+from openai_server.server import KEY, LoopbackServer, running_server
 
 PACE = Pace(concurrency=8, timeout_s=0.5, grace_s=0.5, poll_s=0.05, batch_poll_s=0.02)
 PRICE = list_price("gpt-4o")

@@ -16,14 +16,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from openai_server.answering import NO_ID
-from openai_server.corpus import write_text_corpus
-from openai_server.server import KEY
 
 from data.annotation.costs import list_price
 from data.annotation.requests import AnnotatorConfig
 from data.annotation.trace_rules import rule_trace
 from data.manifest import open_corpus
+from openai_server.answering import NO_ID
+from openai_server.corpus import write_text_corpus
+from openai_server.server import KEY
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpus_samples import fluent_speech_commands
 
+from corpus_samples import fluent_speech_commands
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.fluent_speech_commands import READER

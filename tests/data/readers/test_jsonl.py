@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_samples import jsonl
 
+from corpus_samples import jsonl
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.jsonl import READER

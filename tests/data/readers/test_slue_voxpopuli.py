@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpus_samples import slue_voxpopuli
 
+from corpus_samples import slue_voxpopuli
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.slue_voxpopuli import COMBINED, DESCRIPTIONS, READER, draw_half
@@ -117,7 +117,7 @@ DEFECTS: dict[str, tuple[str, str, str]] = {
     "no id": ("id", "", "id-missing"),
     "audio missing": ("id", "20131007_none", "audio-missing"),
     "path that leaves": ("id", "../fine-tune/x", "audio-missing"),
-    "one cell more": ("raw_text", "a\tb", "cell-count"),
+    "one cell more": ("raw_text", "a\tb", "column-count"),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_defect_costs_its_line_only(root: Path, column: str, value: str, kind:
     rows, findings = rows_of(root)
     assert len(rows) == 23
     (finding,) = findings
-    assert (finding.kind, finding.line, finding.field) == (kind, 3, None if kind == "cell-count" else column)
+    assert (finding.kind, finding.line, finding.field) == (kind, 3, None if kind == "column-count" else column)
     assert finding.file == root / "slue-voxpopuli_fine-tune.tsv" and "\n" not in str(finding)
 
 
@@ -135,7 +135,7 @@ def test_a_line_that_is_not_utf8_costs_itself_only(root: Path) -> None:
     path = root / "slue-voxpopuli_dev.tsv"
     path.write_bytes(path.read_bytes().replace(b"mister barroso", b"mister barr\xf3so"))
     rows, findings = rows_of(root)
-    assert len(rows) == 23 and [(f.kind, f.line) for f in findings] == [("not-utf-8", 4)]
+    assert len(rows) == 23 and [(f.kind, f.line) for f in findings] == [("line-not-utf8", 4)]
 
 
 def test_another_folder_is_refused_with_the_file_that_is_looked_for(tmp_path: Path) -> None:

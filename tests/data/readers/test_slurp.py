@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_samples import slurp
 
+from corpus_samples import slurp
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.slurp import READER

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow
 import pytest
-from corpus_samples import speech_massive
 from pyarrow import parquet
 
+from corpus_samples import speech_massive
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.source import SourceRow

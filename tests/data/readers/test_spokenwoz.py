@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus_samples import spokenwoz
 
+from corpus_samples import spokenwoz
 from data.audio import read_audio
 from data.findings import Finding
 from data.json_lines import CorpusError

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from corpus_samples import stop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus_samples import stop
 from data.findings import Finding
 from data.json_lines import CorpusError
 from data.readers.source import SourceRow
@@ -164,8 +164,8 @@ DEFECTS: dict[str, tuple[dict[str, str], str, str | None]] = {
     "no parse": ({TREE: "", DECOUPLED: ""}, "parse-missing", TREE),
     "unbalanced": ({TREE: "", DECOUPLED: "[IN:CREATE_ALARM [SL:DATE_TIME a ]"}, "parse-broken", DECOUPLED),
     "words of another sentence": ({TREE: OTHER, DECOUPLED: OTHER}, "slot-not-in-transcript", DECOUPLED),
-    "a tab too many": ({"utterance": "a\tb"}, "cell-count", None),
-    "a zero byte": ({"utterance": "a\0b"}, "not-text", None),
+    "a tab too many": ({"utterance": "a\tb"}, "column-count", None),
+    "a zero byte": ({"utterance": "a\0b"}, "line-nul-byte", None),
 }
 
 
@@ -183,7 +183,7 @@ def test_a_line_that_is_not_utf8_costs_itself_only(root: Path) -> None:
     path = root / "manifests" / "eval.tsv"
     path.write_bytes(path.read_bytes().replace(b"set an alarm for noon", b"set an alarm for n\xf6\xf6n"))
     rows, findings = rows_of(root)
-    assert len(rows) == 19 and [(f.kind, f.line) for f in findings] == [("not-utf-8", 2)]
+    assert len(rows) == 19 and [(f.kind, f.line) for f in findings] == [("line-not-utf8", 2)]
 
 
 def test_a_manifest_without_its_columns_costs_its_split_only(root: Path) -> None:
