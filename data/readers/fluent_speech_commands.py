@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data.cross_checks import plain_sentence
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, iter_lines, shown
-from data.readers.source import AudioSource, Reader, SourceRow
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable
+from data.readers.texts import clean_text
 from data.records import SlotValue
 
 FILES = ("data/train_data.csv", "data/valid_data.csv", "data/test_data.csv")
@@ -24,12 +24,6 @@ LABELS = ("action", "object", "location")
 COLUMNS = ("path", "speakerId", "transcription", *LABELS)
 NO_VALUE = "none"
 DOMAIN = "smart-home"
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-class _Unusable(Exception):
-    """A line that cannot be used: kind, field, problem, remedy."""
 
 
 def read(root: Path) -> Iterator[SourceRow | Finding]:
@@ -63,22 +57,21 @@ def _read_file(
             continue
         try:
             yield _read_row(at, _parse(line, header), folder, recordings)
-        except _Unusable as error:
-            yield at.error(*error.args)
+        except Unusable as error:
+            yield error.finding(at)
 
 
 def _read_row(at: Location, row: dict[str, str], folder: PurePosixPath, recordings: frozenset[str]) -> SourceRow:
-    texts = {column: _text(row, column) for column in COLUMNS}
+    texts = {column: clean_text(row[column], column) for column in COLUMNS}
     audio, transcript = texts["path"], texts["transcription"]
     if audio not in recordings:
         problem, remedy = f"{shown(audio)} is no recording of this folder", "unpack wavs/ again, or remove the line"
-        raise _Unusable("audio-missing", "path", problem, remedy)
+        raise Unusable("audio-missing", "path", problem, remedy)
     return SourceRow(
         file=at.file,
         line=at.line,
         id="-".join(PurePosixPath(audio).with_suffix("").parts[-2:]),
         split=None,
-        group=plain_sentence(transcript),
         domain=DOMAIN,
         transcript=transcript,
         slots=tuple(_slot(label, texts[label], transcript) for label in LABELS if texts[label] != NO_VALUE),
@@ -98,8 +91,8 @@ def _read_header(path: Path) -> list[str]:
         first = stream.readline()
     try:
         header = _split(first)
-    except _Unusable as error:
-        raise CorpusError(f"{path}, line 1: {error.args[2]}; {error.args[3]}") from error
+    except Unusable as error:
+        raise CorpusError(f"{path}, line 1: {error.problem}; {error.remedy}") from error
     if missing := [column for column in COLUMNS if column not in header]:
         raise CorpusError(f"{path}, line 1: has no column {missing[0]}; the columns are ,{','.join(COLUMNS)}")
     return header
@@ -109,7 +102,7 @@ def _parse(line: bytes, header: list[str]) -> dict[str, str]:
     cells = _split(line)
     if len(cells) != len(header):
         problem = f"has {len(cells)} columns, and line 1 names {len(header)}"
-        raise _Unusable("column-count", None, problem, "put texts with commas in double quotes")
+        raise Unusable("column-count", None, problem, "put texts with commas in double quotes")
     return dict(zip(header, cells, strict=True))
 
 
@@ -118,20 +111,11 @@ def _split(line: bytes) -> list[str]:
     try:
         return next(csv.reader([line.decode("utf-8").removeprefix("\ufeff")], strict=True), [])
     except UnicodeDecodeError as error:
-        raise _Unusable(
+        raise Unusable(
             "line-not-utf8", None, f"is not UTF-8 (byte {error.start + 1})", "save the file as UTF-8"
         ) from error
     except csv.Error as error:
-        raise _Unusable("line-not-csv", None, f"is not valid CSV ({error})", "close the double quotes") from error
-
-
-def _text(row: dict[str, str], column: str) -> str:
-    text = " ".join(row[column].split())
-    if not text:
-        raise _Unusable("field-missing", column, "is blank", "fill it, or remove the line")
-    if _CONTROL.search(text):
-        raise _Unusable("text-unreadable", column, f"{shown(text)} holds control characters", "remove them")
-    return text
+        raise Unusable("line-not-csv", None, f"is not valid CSV ({error})", "close the double quotes") from error
 
 
 READER = Reader(

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.audio_folder import AudioFolder
-from data.cross_checks import plain_sentence
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, is_text, iter_lines, parse_object
 from data.manifest import MANIFEST_FILE, read_ontology
@@ -35,7 +34,7 @@ def read(root: Path) -> Iterator[SourceRow | Finding]:
 def read_folder_ontology(root: Path) -> Ontology | None:
     """`ontology.json` of the folder, where there is one. Raises CorpusError."""
     path = root / ONTOLOGY_FILE
-    return read_ontology(path) if path.exists() else None
+    return read_ontology(path) if path.is_file() else None
 
 
 def read_line(
@@ -65,7 +64,7 @@ def source_row(at: Location, row: Mapping[str, Any]) -> SourceRow:
         line=at.line,
         id=row["id"].strip() if "id" in row else _default_id(audio),
         split=row.get("split"),
-        group=row["dialogue"].strip() if "dialogue" in row else plain_sentence(row["transcript"]),
+        dialogue=row.get("dialogue", "").strip(),
         domain=row.get("domain", DEFAULT_DOMAIN).strip(),
         transcript=row["transcript"].strip(),
         slots=tuple(_slot(label, value) for label, value, _ in slot_items(row["slots"])),

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.audio_folder import AudioFolder
 from data.findings import Finding
-from data.json_lines import CorpusError
-from data.readers.source import AudioSource, Reader, SourceRow, plain_slot
-from data.readers.stop import TableLine, cuts_word, iter_table
+from data.json_lines import CorpusError, Location
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable, plain_slot
+from data.readers.tables import iter_table
+from data.readers.texts import cuts_word
 from data.records import SlotValue, Split
 
 COMBINED = {
@@ -61,19 +62,13 @@ def read(root: Path) -> Iterator[SourceRow | Finding]:
 
 
 def _iter_rows(root: Path) -> Iterator[SourceRow | Finding]:
-    audio = AudioFolder(root)
+    audio = AudioFolder(root, links=True)
     has_test = _table(root, "test").is_file()
     yield from _iter_table_rows(root, "fine-tune", lambda sentence: "train", audio)
     if not has_test:
-        yield Finding(
-            kind="test-labels-missing",
-            file=_table(root, "test"),
-            line=None,
-            field=None,
-            problem="does not exist: the test split has no labels, so half of the dev sentences become the test split",
-            remedy="download the corpus with the test labels to measure on the benchmark's test split",
-            severity="warning",
-        )
+        problem = "does not exist: the test split has no labels, so half of the dev sentences become the test split"
+        remedy = "download the corpus with the test labels to measure on the benchmark's test split"
+        yield Location(_table(root, "test")).warning("test-labels-missing", None, problem, remedy)
     yield from _iter_table_rows(root, "dev", (lambda sentence: "validation") if has_test else draw_half, audio)
     if has_test:
         yield from _iter_table_rows(root, "test", lambda sentence: "test", audio)
@@ -94,48 +89,42 @@ def _iter_table_rows(
 ) -> Iterator[SourceRow | Finding]:
     path = _table(root, part)
     if not path.is_file():
-        yield Finding(
-            kind="split-missing",
-            file=path,
-            line=None,
-            field=None,
-            problem="does not exist: its split is not read",
-            remedy="copy the authors' file there",
-            severity="warning",
-        )
+        problem, remedy = "does not exist: its split is not read", "copy the authors' file there"
+        yield Location(path).warning("split-missing", None, problem, remedy)
         return
     for line in iter_table(path, ("id", "normalized_text", "normalized_ner")):
-        yield line if isinstance(line, Finding) else _row(path, line, part, split_of, audio)
+        if isinstance(line, Finding):
+            yield line
+            continue
+        at, cells = line
+        cells = {name: _unquote(cell) for name, cell in cells.items()}
+        at = replace(at, example_id=cells["id"].strip() or None)
+        try:
+            yield _row(at, cells, part, split_of, audio)
+        except Unusable as error:
+            yield error.finding(at)
 
 
 def _row(
-    path: Path, line: TableLine, part: str, split_of: Callable[[str], Split], audio: AudioFolder
-) -> SourceRow | Finding:
-    """The row of one line, or what is wrong with it."""
-    cells = {name: _unquote(cell) for name, cell in line.cells.items()}
-    name, text = cells["id"].strip(), cells["normalized_text"]
-    bad = partial(Finding, file=path, line=line.number, example_id=name or None)
-    if not name:
-        return bad(kind="id-missing", field="id", problem="is empty", remedy="write the name of the ogg file")
+    at: Location, cells: Mapping[str, str], part: str, split_of: Callable[[str], Split], audio: AudioFolder
+) -> SourceRow:
+    if not at.example_id:
+        raise Unusable("id-missing", "id", "is empty", "write the name of the ogg file")
+    text = cells["normalized_text"]
     if not text.strip():
-        problem, remedy = "is empty", "fill it, or remove the line"
-        return bad(kind="transcript-missing", field="normalized_text", problem=problem, remedy=remedy)
+        raise Unusable("transcript-missing", "normalized_text", "is empty", "fill it, or remove the line")
     column = "normalized_combined_ner" if "normalized_combined_ner" in cells else "normalized_ner"
-    slots = _read_slots(cells[column], text, partial(bad, field=column))
-    if isinstance(slots, Finding):
-        return slots
-    place = f"{part}/{name}.ogg"
+    slots = _read_slots(cells[column], text, column)
+    place = f"{part}/{at.example_id}.ogg"
     if found := audio.problem(place):
         problem, remedy = f"{place!r} {found.problem}", "restore the file, or remove the line"
-        return bad(kind="audio-missing", field="id", problem=problem, remedy=remedy)
-    sentence = " ".join(text.casefold().split())
+        raise Unusable("audio-missing", "id", problem, remedy)
     speaker = cells.get("speaker_id", "").strip()
     return SourceRow(
-        file=path,
-        line=line.number,
-        id=name,
-        split=split_of(sentence),
-        group=sentence,
+        file=at.file,
+        line=at.line,
+        id=at.example_id,
+        split=split_of(" ".join(text.casefold().split())),
         domain=DOMAIN,
         transcript=text.strip(),
         slots=slots,
@@ -150,8 +139,8 @@ def _unquote(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if quoted else cell
 
 
-def _read_slots(cell: str, text: str, bad: Callable[..., Finding]) -> tuple[SlotValue, ...] | Finding:
-    """The slots of an entity cell in the order of the sentence, or what is wrong with it."""
+def _read_slots(cell: str, text: str, column: str) -> tuple[SlotValue, ...]:
+    """The slots of an entity cell in the order of the sentence. Raises Unusable."""
     if cell.strip() in NO_ENTITIES:
         return ()
     try:
@@ -160,23 +149,23 @@ def _read_slots(cell: str, text: str, bad: Callable[..., Finding]) -> tuple[Slot
         entities = None
     if not isinstance(entities, list | tuple):
         problem, remedy = f"is not a list of [type, start, length]: {cell[:200]!r}", "restore the authors' cell"
-        return bad(kind="entities-broken", problem=problem, remedy=remedy)
+        raise Unusable("entities-broken", column, problem, remedy)
     found: set[tuple[int, int, str]] = set()
     for entity in entities:
         if not _is_entity(entity):
             problem, remedy = f"holds {str(entity)[:200]!r}, not [type, start, length]", "restore the authors' cell"
-            return bad(kind="entity-broken", problem=problem, remedy=remedy)
+            raise Unusable("entity-broken", column, problem, remedy)
         name, start, length = entity
         if name not in _LABELS:
             problem, remedy = f"holds the unknown type {name!r}", f"use one of {', '.join(_LABELS)}"
-            return bad(kind="entity-type-unknown", problem=problem, remedy=remedy)
+            raise Unusable("entity-type-unknown", column, problem, remedy)
         remedy = "give the first character, from 0, and the number of characters in normalized_text"
         if start < 0 or length <= 0 or start + length > len(text):
             problem = f"{entity} lies outside the {len(text)} characters of normalized_text"
-            return bad(kind="span-out-of-range", problem=problem, remedy=remedy)
+            raise Unusable("span-out-of-range", column, problem, remedy)
         if cuts_word(text, start, start + length):
             problem = f"{entity} cuts a word of normalized_text: {text[start : start + length]!r}"
-            return bad(kind="span-cuts-word", problem=problem, remedy=remedy)
+            raise Unusable("span-cuts-word", column, problem, remedy)
         if label := _LABELS[name]:
             found.add((start, start + length, label))
     return tuple(plain_slot(label, text[start:end].strip()) for start, end, label in sorted(found))

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data.cross_checks import plain_sentence
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, iter_lines, parse_object, shown
-from data.readers.source import AudioSource, Reader, SourceRow
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable
+from data.readers.texts import clean_text
 from data.records import SlotValue, Split
 
 FILES: tuple[tuple[str, Split, str], ...] = (
@@ -29,12 +28,7 @@ TEXT_FOLDERS = (".", "dataset/slurp", "slurp")
 AUDIO_FOLDERS = (".", "audio", "scripts/audio", "dataset/slurp", "slurp")
 SPEAKERS_FILE = "metadata.json"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _APOSTROPHES = str.maketrans("’‘`", "'''")
-
-
-class _Unusable(Exception):
-    """A line that cannot be used: kind, field, problem, remedy."""
 
 
 class _Recordings(NamedTuple):
@@ -81,20 +75,20 @@ def _read_file(
             continue
         try:
             yield from _read_recordings(at, row, split, audio, speakers)
-        except _Unusable as error:
-            yield at.error(*error.args)
+        except Unusable as error:
+            yield error.finding(at)
 
 
 def _read_recordings(
     at: Location, row: dict[str, Any], split: Split, audio: _Recordings, speakers: Mapping[str, str]
 ) -> Iterator[SourceRow | Finding]:
     """One row per recording of a sentence. The whole line is checked before its first row."""
-    sentence, scenario = _text(row, "sentence"), _text(row, "scenario")
+    sentence, scenario = clean_text(row.get("sentence"), "sentence"), clean_text(row.get("scenario"), "scenario")
     number = row.get("slurp_id")
     if isinstance(number, bool) or not isinstance(number, int | str):
-        raise _Unusable("id-missing", "slurp_id", f"{shown(number)} is no number", "restore the line")
+        raise Unusable("id-missing", "slurp_id", f"{shown(number)} is no number", "restore the line")
     slots = _slots(row, sentence)
-    files = [_text(recording, "file", f"recordings[{i}].") for i, recording in enumerate(_objects(row, "recordings"))]
+    files = _texts(row, "recordings", "file")
     for place, file in enumerate(files):
         example_id = f"{number}-{PurePosixPath(file).stem}"
         if file not in audio.names:
@@ -110,7 +104,6 @@ def _read_recordings(
             line=at.line,
             id=example_id,
             split=split,
-            group=plain_sentence(sentence),
             domain=scenario,
             transcript=sentence,
             slots=slots,
@@ -123,14 +116,14 @@ def _slots(row: dict[str, Any], sentence: str) -> tuple[SlotValue, ...]:
     """The entities in order of mention. Canonical is the official filler, its tokens in lower case with spaces between ("domino 's"); spoken
     and surface are the words of the sentence ("domino's"), where the tokens can be found in it.
     """
-    tokens = [_text(token, "surface", f"tokens[{place}].") for place, token in enumerate(_objects(row, "tokens"))]
+    tokens = _texts(row, "tokens", "surface")
     places = _token_places(sentence, tokens)
     found = []
-    for number, entity in enumerate(_objects(row, "entities")):
-        label, span = _text(entity, "type", f"entities[{number}]."), entity.get("span")
+    for number, label in enumerate(_texts(row, "entities", "type")):
+        span = row["entities"][number].get("span")
         if not isinstance(span, list) or not span or not all(type(i) is int and 0 <= i < len(tokens) for i in span):
             problem = f"{span!r} is not a list of token ids from 0 to {len(tokens) - 1}"
-            raise _Unusable(
+            raise Unusable(
                 "entity-span", f"entities[{number}].span", problem, "correct it: ids of tokens, not characters"
             )
         filler = " ".join(tokens[i] for i in span).lower()
@@ -174,23 +167,12 @@ def _read_speakers(path: Path) -> tuple[dict[str, str], list[Finding]]:
         return {}, [Location(path).warning("speakers-unreadable", None, problem, remedy)]
 
 
-def _objects(row: dict[str, Any], field: str) -> list[dict[str, Any]]:
+def _texts(row: dict[str, Any], field: str, name: str) -> list[str]:
+    """One text of every object that a field of the row lists."""
     values = row.get(field)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise _Unusable("field-missing", field, "is missing, or not a list of objects", "restore the line")
-    return values
-
-
-def _text(row: dict[str, Any], field: str, above: str = "") -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise _Unusable(
-            "field-missing", above + field, "is missing, blank or not a text", "fill it, or remove the line"
-        )
-    text = " ".join(value.split())
-    if _CONTROL.search(text):
-        raise _Unusable("text-unreadable", above + field, f"{shown(text)} holds control characters", "remove them")
-    return text
+        raise Unusable("field-missing", field, "is missing, or not a list of objects", "restore the line")
+    return [clean_text(value.get(name), f"{field}[{place}].{name}") for place, value in enumerate(values)]
 
 
 READER = Reader(name="slurp", title="SLURP", licence="text CC BY 4.0, audio CC BY-NC 4.0", read=read)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.cross_checks import plain_sentence
 from data.findings import Finding
+from data.json_lines import Location
 from data.records import Ontology, SlotValue, Split, Turn
 
 
@@ -36,13 +38,30 @@ class SourceRow:
     line: int | None
     id: str  # unique in the corpus, stable from one import to the next
     split: Split | None  # the authors' split; None: drawn from `group`
-    group: str  # the sentence or the dialogue that the row belongs to: rows of one group are never put in two splits
     domain: str
     transcript: str
     slots: tuple[SlotValue, ...]  # in order of mention where the corpus says it
     audio: AudioSource
     context: tuple[Turn, ...] = ()  # previous turns, oldest first
     speaker: str = ""
+    dialogue: str = ""  # that the turn belongs to, where the corpus names it
+
+    @property
+    def group(self) -> str:
+        """What decides on the split where there is none: rows of one dialogue, or of one sentence, are never drawn into two."""
+        return self.dialogue or plain_sentence(self.transcript)
+
+
+class Unusable(Exception):
+    """A row, or a part of one, that cannot be used; the message is the problem."""
+
+    def __init__(self, kind: str, field: str | None, problem: str, remedy: str = "restore the authors' file") -> None:
+        super().__init__(problem)
+        self.kind, self.field, self.problem, self.remedy = kind, field, problem, remedy
+
+    def finding(self, at: Location, within: str = "") -> Finding:
+        """The error of the row; `within`: what its field lies below."""
+        return at.error(self.kind, f"{within}{self.field or ''}" or None, self.problem, self.remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.cross_checks import plain_sentence
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, shown
-from data.readers.source import AudioSource, Reader, SourceRow, plain_slot
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable, plain_slot
+from data.readers.texts import clean_text
 from data.records import SlotValue, Split
 
 REQUIRED = ("id", "locale", "partition", "scenario_str", "utt", "annot_utt")
@@ -35,11 +35,6 @@ NO_LABEL = "Other"
 ALL_LOCALES = "all"  # the folder that holds every locale once more
 
 _SLOT = re.compile(r"\[([^\[\]:]+):([^\[\]]*)\]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-class _Unusable(Exception):
-    """A row that cannot be used: kind, field, problem, remedy."""
 
 
 def read(root: Path) -> Iterator[SourceRow | Finding]:
@@ -99,11 +94,12 @@ def _read_row(root: Path, path: Path, place: int, row: Any, names: list[str]) ->
     at = Location(path, place + 1)
     try:
         values = _values(row)
-        texts = {column: _text(values, column) for column in REQUIRED}
+        values["id"] = str(values["id"]) if isinstance(values["id"], int) else values["id"]
+        texts = {column: clean_text(values[column], column) for column in REQUIRED}
         split = _split(texts["partition"], path)
         slots = _slots(texts["annot_utt"], texts["utt"])
-    except _Unusable as error:
-        yield at.error(*error.args)
+    except Unusable as error:
+        yield error.finding(at)
         return
     speaker = str(values.get("speaker_id") or "")
     recording = PurePosixPath(str(values.get("path") or "")).stem or speaker or str(place)
@@ -119,7 +115,6 @@ def _read_row(root: Path, path: Path, place: int, row: Any, names: list[str]) ->
         line=at.line,
         id=example_id,
         split=split,
-        group=plain_sentence(texts["utt"]),
         domain=texts["scenario_str"],
         transcript=texts["utt"],
         slots=slots,
@@ -134,10 +129,10 @@ def _slots(annotated: str, sentence: str) -> tuple[SlotValue, ...]:
     plain = _SLOT.sub(lambda match: match[2], annotated)
     if "[" in plain or "]" in plain or not all(slot.label and slot.spoken for slot in slots):
         problem = f"{shown(annotated)} has a bracket that is not of the form [label : words]"
-        raise _Unusable("annotation-brackets", "annot_utt", problem, "correct it")
+        raise Unusable("annotation-brackets", "annot_utt", problem, "correct it")
     if _letters(plain) != _letters(sentence):
         problem = f"{shown(annotated)} is not the sentence {shown(sentence)} with brackets"
-        raise _Unusable("annotation-disagrees", "annot_utt", problem, "correct one of the two")
+        raise Unusable("annotation-disagrees", "annot_utt", problem, "correct one of the two")
     return slots
 
 
@@ -152,10 +147,10 @@ def _split(partition: str, path: Path) -> Split:
     split = PARTITIONS.get(partition)
     if split is None:
         problem = f"{shown(partition)} is unknown"
-        raise _Unusable("split-unknown", "partition", problem, f"use one of {', '.join(PARTITIONS)}")
+        raise Unusable("split-unknown", "partition", problem, f"use one of {', '.join(PARTITIONS)}")
     if of_file not in (None, split):
         problem = f"{shown(partition)} in a file of split {of_file}"
-        raise _Unusable("split-disagrees", "partition", problem, "move the row, or rename the file")
+        raise Unusable("split-disagrees", "partition", problem, "move the row, or rename the file")
     return split
 
 
@@ -176,20 +171,10 @@ def _values(row: Any) -> dict[str, Any]:
     try:
         values: dict[str, Any] = row.to_pylist()[0]
     except UnicodeDecodeError as error:
-        raise _Unusable(
+        raise Unusable(
             "line-not-utf8", None, f"holds a text that is not UTF-8 ({error.reason})", "copy the file again"
         ) from error
     return values
-
-
-def _text(row: dict[str, Any], column: str) -> str:
-    value = row[column]
-    text = " ".join(str(value).split()) if value is not None else ""
-    if not text:
-        raise _Unusable("field-missing", column, "is missing or blank", "fill it, or remove the row")
-    if _CONTROL.search(text):
-        raise _Unusable("text-unreadable", column, f"{shown(text)} holds control characters", "remove them")
-    return text
 
 
 def _of_file(path: Path, kind: str, problem: str) -> Finding:

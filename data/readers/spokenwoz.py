@@ -25,9 +25,9 @@ from typing import Any
 
 from data.audio_folder import AudioFolder
 from data.findings import Finding
-from data.json_lines import CorpusError
-from data.readers.source import AudioSource, Reader, SourceRow
-from data.readers.stop import cuts_word
+from data.json_lines import CorpusError, Location
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable
+from data.readers.texts import cuts_word
 from data.records import SlotValue, Split, Turn
 
 MARGIN_S = 0.2  # the recogniser's times cut off the first and the last sound
@@ -56,14 +56,6 @@ _DIALOGUE_ID = re.compile(r"[\w.-]+")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # bytes that errors="surrogateescape" kept, and escapes like "\\ud800"
 
 
-class _Defect(Exception):
-    """Why one turn cannot be used; becomes the Finding of the turn."""
-
-    def __init__(self, kind: str, field: str, problem: str, remedy: str = "restore the authors' file") -> None:
-        super().__init__(problem)
-        self.kind, self.field, self.problem, self.remedy = kind, field, problem, remedy
-
-
 def read(root: Path) -> Iterator[SourceRow | Finding]:
     """The rows of train and validation, then test. CorpusError when `text_5700_train_dev` lacks its dialogues or its validation list."""
     for name in ("data.json", "valListFile.json"):
@@ -74,22 +66,14 @@ def read(root: Path) -> Iterator[SourceRow | Finding]:
 
 
 def _iter_rows(root: Path) -> Iterator[SourceRow | Finding]:
-    audio = AudioFolder(root)
+    audio = AudioFolder(root, links=True)
     listed = (root / "text_5700_train_dev" / "valListFile.json").read_text(encoding="utf-8", errors="replace")
     validation = frozenset(listed.split())
     for part in ("train_dev", "test"):
         path = root / f"text_5700_{part}" / "data.json"
         if not path.is_file():
             problem, remedy = "does not exist: there is no test split", "unpack text_5700_test there"
-            yield Finding(
-                kind="split-missing",
-                file=path,
-                line=None,
-                field=None,
-                problem=problem,
-                remedy=remedy,
-                severity="warning",
-            )
+            yield Location(path).warning("split-missing", None, problem, remedy)
             continue
         for item in _iter_dialogues(path):
             if isinstance(item, Finding):
@@ -128,7 +112,7 @@ def _iter_dialogues(path: Path) -> Iterator[tuple[str, Any] | Finding]:
             f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep or too long"
         )
         problem, remedy = f"is not valid JSON from here on ({where})", "unpack the file again"
-        yield Finding(kind="json-broken", file=path, line=line, field=None, problem=problem, remedy=remedy)
+        yield Location(path, line).error("json-broken", None, problem, remedy)
 
 
 def _blank_end(text: str, place: int) -> int:
@@ -140,28 +124,14 @@ def _iter_turns(
     path: Path, name: str, dialogue: Any, split: Split, audio: AudioFolder, place: str
 ) -> Iterator[SourceRow | Finding]:
     """The rows of one dialogue, and the findings of its turns; one finding where it cannot be read or its recording is missing."""
-
-    def finding(defect: _Defect, where: str, example_id: str | None = None) -> Finding:
-        field = f"{where}{defect.field}"
-        return Finding(
-            kind=defect.kind,
-            file=path,
-            line=None,
-            field=field,
-            problem=defect.problem,
-            remedy=defect.remedy,
-            example_id=example_id,
-        )
-
     log = dialogue.get("log") if isinstance(dialogue, dict) else None
     if not isinstance(log, list) or not _DIALOGUE_ID.fullmatch(name):
-        yield finding(
-            _Defect("dialogue-broken", "", "is not a dialogue: an id, and an object that lists a log"), name[:80]
-        )
+        problem, remedy = "is not a dialogue: an id, and an object that lists a log", "restore the authors' file"
+        yield Location(path).error("dialogue-broken", name[:80], problem, remedy)
         return
     if found := audio.problem(place):
         remedy = "unpack the recordings again, or remove the dialogue"
-        yield finding(_Defect("audio-missing", "", f"its recording {place!r} {found.problem}", remedy), name)
+        yield Location(path).error("audio-missing", name, f"its recording {place!r} {found.problem}", remedy)
         return
     turns: list[dict[str, Any]] = [turn if isinstance(turn, dict) else {} for turn in log]
     context: list[Turn] = []
@@ -178,26 +148,26 @@ def _iter_turns(
                     line=None,
                     id=f"{name}-{number}",
                     split=split,
-                    group=name,
+                    dialogue=name,
                     domain=domain,
                     transcript=said.text,
                     slots=_read_slots(turn),
                     audio=_cut(turns, number, place),
                     context=previous,
                 )
-        except _Defect as defect:
-            yield finding(defect, f"{name}.log[{number}]", f"{name}-{number}")
+        except Unusable as defect:
+            yield defect.finding(Location(path, None, f"{name}-{number}"), f"{name}.log[{number}]")
 
 
 def _read_said(turn: dict[str, Any]) -> Turn:
     """Who says what in a turn."""
     tag, text = turn.get("tag"), turn.get("text")
     if tag not in ("user", "system"):
-        raise _Defect("tag-unknown", ".tag", f"is {tag!r}, not 'user' or 'system'")
+        raise Unusable("tag-unknown", ".tag", f"is {tag!r}, not 'user' or 'system'")
     if not isinstance(text, str) or not text.strip():
-        raise _Defect("transcript-missing", ".text", f"is {text!r}, not the words of the turn")
+        raise Unusable("transcript-missing", ".text", f"is {text!r}, not the words of the turn")
     if _NOT_UTF8.search(text):
-        raise _Defect("not-utf-8", ".text", "is not UTF-8", "save the file as UTF-8")
+        raise Unusable("not-utf-8", ".text", "is not UTF-8", "save the file as UTF-8")
     return Turn(speaker="caller" if tag == "user" else "agent", text=text.strip())
 
 
@@ -222,27 +192,27 @@ def _read_slots(turn: dict[str, Any]) -> tuple[SlotValue, ...]:
     """The slots that the spans of a turn fill, in the order of its text; a span that two acts name counts once."""
     text, spans = turn["text"], turn.get("span_info") or []
     if not isinstance(spans, list):
-        raise _Defect("spans-broken", ".span_info", f"is {str(spans)[:100]!r}, not a list")
+        raise Unusable("spans-broken", ".span_info", f"is {str(spans)[:100]!r}, not a list")
     slots: dict[tuple[int, int, str], SlotValue] = {}
     for place, span in enumerate(spans):
         field = f".span_info[{place}]"
         if not isinstance(span, list) or len(span) < 3 or not all(isinstance(part, str) for part in span[:3]):
-            raise _Defect("span-broken", field, f"is {str(span)[:100]!r}, not [act, slot, value, start, end]")
+            raise Unusable("span-broken", field, f"is {str(span)[:100]!r}, not [act, slot, value, start, end]")
         if _NOT_UTF8.search("".join(span[:3])):
-            raise _Defect("not-utf-8", field, "is not UTF-8", "save the file as UTF-8")
+            raise Unusable("not-utf-8", field, "is not UTF-8", "save the file as UTF-8")
         act, slot, value = (part.strip() for part in span[:3])
         if value.lower() in NO_VALUE or slot.lower() in NO_VALUE:
             continue
         if len(span) != 5 or [type(number) for number in span[3:]] != [int, int]:
-            raise _Defect("span-broken", field, f"is {str(span)[:100]!r}, not [act, slot, value, start, end]")
+            raise Unusable("span-broken", field, f"is {str(span)[:100]!r}, not [act, slot, value, start, end]")
         start, end = span[3:]
         remedy = "give the first character in text, from 0, and the one after the last"
         if not 0 <= start < end <= len(text):
             problem = f"{start} to {end} lies outside the {len(text)} characters of text"
-            raise _Defect("span-out-of-range", field, problem, remedy)
+            raise Unusable("span-out-of-range", field, problem, remedy)
         if cuts_word(text, start, end):
             problem = f"{start} to {end} cuts a word of text: {text[start:end]!r} for {value!r}"
-            raise _Defect("span-cuts-word", field, problem, remedy)
+            raise Unusable("span-cuts-word", field, problem, remedy)
         label, spoken = f"{_act_domain(act)}-{slot.lower()}", text[start:end].strip()
         slots[start, end, label] = SlotValue(label=label, spoken=spoken, surface=spoken, canonical=value)
     return tuple(slot for _, slot in sorted(slots.items()))
@@ -254,7 +224,7 @@ def _cut(turns: list[dict[str, Any]], number: int, place: str) -> AudioSource:
     channels = [word.get("ChannelId") for word in turns[number]["words"]]
     channel = channels[0]
     if type(channel) is not int or channel < 0 or any(other != channel for other in channels):
-        raise _Defect(
+        raise Unusable(
             "channel-unclear", ".words", "name no channel, or several", "give every word of the turn one ChannelId"
         )
     before = _neighbour_times(turns, number - 1)
@@ -268,7 +238,7 @@ def _neighbour_times(turns: list[dict[str, Any]], number: int) -> tuple[float, f
     """The times of a turn, None where there is none or they cannot be read: that is the other turn's defect."""
     try:
         return _read_times(turns[number]) if 0 <= number < len(turns) else None
-    except _Defect:
+    except Unusable:
         return None
 
 
@@ -276,16 +246,16 @@ def _read_times(turn: dict[str, Any]) -> tuple[float, float]:
     """When the first word of a turn begins and the last one ends, in seconds."""
     words = turn.get("words")
     if not isinstance(words, list) or not words or not all(isinstance(word, dict) for word in words):
-        raise _Defect(
+        raise Unusable(
             "words-missing", ".words", "is empty, or not a list of timed words", "remove the turn, or time it"
         )
     times = words[0].get("BeginTime"), words[-1].get("EndTime")
     if not all(type(time) in (int, float) and abs(time) < LONGEST_MS for time in times):  # NaN is not
         problem = f"give BeginTime {times[0]!r} and EndTime {times[1]!r}"
-        raise _Defect("times-missing", ".words", problem, "give the milliseconds of the first and the last word")
+        raise Unusable("times-missing", ".words", problem, "give the milliseconds of the first and the last word")
     if not 0 <= times[0] < times[1]:
         problem = f"run from {times[0]} ms to {times[1]} ms"
-        raise _Defect("times-reversed", ".words", problem, "correct BeginTime and EndTime")
+        raise Unusable("times-reversed", ".words", problem, "correct BeginTime and EndTime")
     return times[0] / 1000, times[1] / 1000
 
 

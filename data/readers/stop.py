@@ -16,16 +16,16 @@ spelling. The authors' eval split is our validation split.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from data.audio_folder import AudioFolder
 from data.findings import Finding
-from data.json_lines import CorpusError
-from data.readers.source import AudioSource, Reader, SourceRow, plain_slot
+from data.json_lines import CorpusError, Location
+from data.readers.source import AudioSource, Reader, SourceRow, Unusable, plain_slot
+from data.readers.tables import iter_table
+from data.readers.texts import cuts_word
 from data.records import SlotValue, Split
 
 SPLITS: dict[str, Split] = {"train": "train", "eval": "validation", "test": "test"}
@@ -35,13 +35,6 @@ _TREE_TOKEN = re.compile(r"\[(?:IN|SL):[^\s\[\]]+|[\[\]]|[^\s\[\]]+")
 _DOMAIN_FOLDER = re.compile(r"(.+)_(?:train|eval|test)(?:_\d+)?")
 _PART_SUFFIX = re.compile(r"(?<=.)_\d+$")
 _APOSTROPHES = "’‘ʼ"
-
-
-class TableLine(NamedTuple):
-    """One line of a tab-separated file: its number from 1, and its cells by the names of the first line."""
-
-    number: int
-    cells: dict[str, str]
 
 
 class ParseError(ValueError):
@@ -56,45 +49,6 @@ class _Node:
     slots_before: int
     words: list[str] = field(default_factory=list)  # below it, at any depth
     holds_intent: bool = False
-
-
-def iter_table(path: Path, required: tuple[str, ...]) -> Iterator[TableLine | Finding]:
-    """The lines of a UTF-8 file of tab-separated cells under a header; a Finding for each that cannot be read, blank ones skipped.
-
-    Quotes are characters like all others. One Finding, and no line, where the header lacks one of the `required` columns.
-    """
-
-    header: list[str] = []
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            bad = partial(Finding, file=path, line=number, field=None)
-            try:
-                cells = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t")
-            except UnicodeDecodeError as error:
-                cells, problem = [], f"is not UTF-8 (byte {error.start + 1})"
-                yield bad(kind="not-utf-8", problem=problem, remedy="save the file as UTF-8")
-            if b"\0" in line:  # no path may hold one
-                cells, problem = [], "holds a zero byte: it is not text"
-                yield bad(kind="not-text", problem=problem, remedy="copy the file again")
-            if not cells:
-                if number == 1:
-                    return
-                continue
-            if number == 1:
-                header = cells
-                if missing := [name for name in required if name not in header]:
-                    problem = f"names no column {', '.join(map(repr, missing))} (it names {', '.join(header)[:200]})"
-                    remedy = "restore the authors' file, with its first line"
-                    yield bad(kind="column-missing", problem=problem, remedy=remedy)
-                    return
-            elif cells == [""]:
-                continue
-            elif len(cells) != len(header):
-                problem = f"has {len(cells)} cells under {len(header)} columns"
-                remedy = "restore the line: one tab between cells, none inside them"
-                yield bad(kind="cell-count", problem=problem, remedy=remedy)
-            else:
-                yield TableLine(number, dict(zip(header, cells, strict=True)))
 
 
 def flatten_parse(parse: str) -> tuple[tuple[str, str], ...]:
@@ -152,13 +106,6 @@ def _plain(letter: str) -> str:
     return "'" if letter in _APOSTROPHES else lower if len(lower) == 1 else letter
 
 
-def cuts_word(text: str, start: int, end: int) -> bool:
-    """Whether the span of characters is blank, or begins or ends inside a word: most likely its numbers are not characters."""
-    inside_before = start > 0 and text[start - 1].isalnum() and text[start].isalnum()
-    inside_after = end < len(text) and text[end - 1].isalnum() and text[end].isalnum()
-    return inside_before or inside_after or not text[start:end].strip()
-
-
 def read(root: Path) -> Iterator[SourceRow | Finding]:
     """The rows of the three manifests, train first. CorpusError when `manifests/train.tsv` is not below `root`."""
     needed = root / "manifests" / "train.tsv"
@@ -168,52 +115,46 @@ def read(root: Path) -> Iterator[SourceRow | Finding]:
 
 
 def _iter_rows(root: Path) -> Iterator[SourceRow | Finding]:
-    audio = AudioFolder(root)
+    audio = AudioFolder(root, links=True)
     for name, split in SPLITS.items():
         path = root / "manifests" / f"{name}.tsv"
         if not path.is_file():
-            yield Finding(
-                kind="split-missing",
-                file=path,
-                line=None,
-                field=None,
-                problem=f"does not exist: there is no {split} split",
-                remedy="copy the authors' file there",
-                severity="warning",
-            )
+            problem, remedy = f"does not exist: there is no {split} split", "copy the authors' file there"
+            yield Location(path).warning("split-missing", None, problem, remedy)
             continue
         for line in iter_table(path, ("file_id", "normalized_utterance", TREES[1])):
-            yield line if isinstance(line, Finding) else _row(path, line, split, audio)
+            if isinstance(line, Finding):
+                yield line
+                continue
+            at, cells = line
+            file_id = cells["file_id"].strip()
+            at = replace(at, example_id=file_id.removesuffix(".wav").replace("/", "-") or None)
+            try:
+                yield _row(at, file_id, cells, split, audio)
+            except Unusable as error:
+                yield error.finding(at)
 
 
-def _row(path: Path, line: TableLine, split: Split, audio: AudioFolder) -> SourceRow | Finding:
-    """The row of one line, or what is wrong with it."""
-    cells = line.cells
-    file_id, transcript = cells["file_id"].strip(), cells["normalized_utterance"].strip()
-    name = file_id.removesuffix(".wav").replace("/", "-")
-    bad = partial(Finding, file=path, line=line.number, example_id=name or None)
-    if not name:
-        return bad(kind="id-missing", field="file_id", problem="is empty", remedy="write the path of the wav file")
+def _row(at: Location, file_id: str, cells: Mapping[str, str], split: Split, audio: AudioFolder) -> SourceRow:
+    if not at.example_id:
+        raise Unusable("id-missing", "file_id", "is empty", "write the path of the wav file")
+    transcript = cells["normalized_utterance"].strip()
     if not transcript:
-        problem, remedy = "is empty", "fill it, or remove the line"
-        return bad(kind="transcript-missing", field="normalized_utterance", problem=problem, remedy=remedy)
+        raise Unusable("transcript-missing", "normalized_utterance", "is empty", "fill it, or remove the line")
     domain = cells.get("domain", "").strip() or _folder_domain(file_id)
     if not domain:
         problem = f"is not given, and the path {file_id!r} names none"
-        return bad(kind="domain-missing", field="domain", problem=problem, remedy="fill it")
-    slots = _read_slots(cells, transcript, bad)
-    if isinstance(slots, Finding):
-        return slots
+        raise Unusable("domain-missing", "domain", problem, "fill it")
+    slots = _read_slots(cells, transcript)
     place = _find_audio(file_id, audio)
     if found := audio.problem(place):
         problem, remedy = f"{place!r} {found.problem}", "restore the file, or remove the line"
-        return bad(kind="audio-missing", field="file_id", problem=problem, remedy=remedy)
+        raise Unusable("audio-missing", "file_id", problem, remedy)
     return SourceRow(
-        file=path,
-        line=line.number,
-        id=name,
+        file=at.file,
+        line=at.line,
+        id=at.example_id,
         split=split,
-        group=" ".join(transcript.casefold().split()),
         domain=domain.lower(),
         transcript=transcript,
         slots=slots,
@@ -221,16 +162,10 @@ def _row(path: Path, line: TableLine, split: Split, audio: AudioFolder) -> Sourc
     )
 
 
-def _read_slots(
-    cells: Mapping[str, str], transcript: str, bad: Callable[..., Finding]
-) -> tuple[SlotValue, ...] | Finding:
-    """The slots of the first parse whose words are the transcript's; else what is wrong with the last one."""
-    finding = bad(
-        kind="parse-missing",
-        field=TREES[0],
-        problem=f"and {TREES[1]} are empty",
-        remedy="fill one of them, or remove the line",
-    )
+def _read_slots(cells: Mapping[str, str], transcript: str) -> tuple[SlotValue, ...]:
+    """The slots of the first parse whose words are the transcript's. Raises Unusable with what is wrong with the last one."""
+    remedy = "fill one of them, or remove the line"
+    defect = Unusable("parse-missing", TREES[0], f"and {TREES[1]} are empty", remedy)
     for column in TREES:
         if not (parse := cells.get(column, "").strip()):
             continue
@@ -238,14 +173,14 @@ def _read_slots(
             slots = _spell(flatten_parse(parse), transcript)
         except ParseError as error:
             remedy = "restore the authors' parse, or remove the line"
-            finding = bad(kind="parse-broken", field=column, problem=f"{error}: {parse[:200]!r}", remedy=remedy)
+            defect = Unusable("parse-broken", column, f"{error}: {parse[:200]!r}", remedy)
             continue
         if not isinstance(slots, str):
             return slots
         problem = f"the slot words {slots!r} are not in the transcript {transcript!r} in this order"
         remedy = "correct the parse or the transcript, or remove the line"
-        finding = bad(kind="slot-not-in-transcript", field=column, problem=problem, remedy=remedy)
-    return finding
+        defect = Unusable("slot-not-in-transcript", column, problem, remedy)
+    raise defect
 
 
 def _spell(flat: tuple[tuple[str, str], ...], transcript: str) -> tuple[SlotValue, ...] | str:
