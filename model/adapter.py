@@ -51,5 +51,6 @@ class SpeechAdapter(nn.Module):
         stacked = padded.reshape(batch, count, width * self.stack_factor)
         counts = -(-frames // self.stack_factor)
         kept = torch.arange(count, device=states.device)[None, :] < counts[:, None]
-        embeddings: torch.Tensor = self.norm(self.down(nn.functional.gelu(self.up(stacked[kept]))))
+        projected = self.down(nn.functional.gelu(self.up(stacked[kept])))
+        embeddings: torch.Tensor = self.norm(projected.float())  # the norm's weight is fp32, under autocast too
         return embeddings

@@ -15,12 +15,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
 )
 from safetensors.torch import load_file, save_file
 
@@ -62,86 +62,88 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(engine: Any, checkpoint: Path, *, rank: int) -> int:
-    """Restore weights, moments and this rank's random state into a fresh engine; returns the step. The learning rate follows from the step."""
+def load_trainable(module: Any, checkpoint: Path) -> None:
+    """The weights, into a module without an engine: before one is built (whose master copies follow from them), or to generate in a fresh process."""
     weights = load_file(checkpoint / "trainable.safetensors")
-    moments = load_file(checkpoint / "optimizer.safetensors")
-    commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
-    parameters = engine.module.trainable_parameters()
+    parameters = module.trainable_parameters()
     if missing := sorted(parameters.keys() ^ weights.keys()):
         raise ValueError(
             f"{checkpoint}: its tensors are not this model's, e.g. {missing[0]}; was the trial's configuration changed?"
         )
     for name, parameter in parameters.items():
-        _set_weight(engine, parameter, weights[name])
-    _set_moments(engine, parameters, moments, step=commit["step"])
+        if parameter.shape != weights[name].shape:
+            found, expected = list(weights[name].shape), list(parameter.shape)
+            raise ValueError(
+                f"{checkpoint}: {name} is {found}, this model's {expected}; was the trial's configuration changed?"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def load_optimizer(engine: Any, checkpoint: Path, *, rank: int) -> int:
+    """Restore the moments and this rank's random state into a fresh engine over loaded weights; returns the step.
+
+    The learning rate follows from the step.
+    """
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
+    _set_moments(engine, moments, step=commit["step"], rank=rank)
     random_file = checkpoint / f"random-{rank}.safetensors"
     if random_file.is_file():  # absent when the number of workers grew: the sample order does not depend on it
         _set_random_state(load_file(random_file))
     return int(commit["step"])
 
 
-def load_trainable(module: Any, checkpoint: Path) -> None:
-    """Only the weights, into a module without an engine: what generation in a fresh process needs."""
-    weights = load_file(checkpoint / "trainable.safetensors")
-    with torch.no_grad():
-        for name, parameter in module.trainable_parameters().items():
-            parameter.copy_(weights[name])
-
-
-def _partitioned(engine: Any) -> bool:
-    """Whether DeepSpeed holds fp32 master weights and moments apart from the module."""
-    return bool(engine.zero_optimization())
-
-
 def _gather(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    weights, moments = {}, {}
-    if _partitioned(engine):
+    """Every trained weight and its moments, whole and on the CPU. Collective under ZeRO."""
+    parameters = engine.module.trainable_parameters()
+    with deepspeed.zero.GatheredParameters(parameters.values()):  # does nothing but under ZeRO-3
+        weights = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+    if engine.zero_optimization_stage() in (1, 2):
         _link_moments(engine.optimizer)
-    for name, parameter in engine.module.trainable_parameters().items():
-        if _partitioned(engine):
-            weight = safe_get_full_fp32_param(parameter)
-            state = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-        else:
-            weight = parameter.detach()
-            state = {moment: engine.optimizer.state[parameter][moment] for moment in MOMENTS}
-        weights[name] = weight.float().cpu().contiguous().clone()
-        moments.update(
-            {f"{name}.{moment}": value.float().cpu().contiguous().clone() for moment, value in state.items()}
-        )
+    moments = {}
+    for name, parameter in parameters.items():
+        for moment in MOMENTS:
+            state = None if engine.zero_optimization() else engine.optimizer.state[parameter][moment]
+            value = safe_get_full_optimizer_state(parameter, moment) if state is None else state
+            moments[f"{name}.{moment}"] = value.cpu().clone()
     return weights, moments
 
 
-def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-    if _partitioned(engine):
-        safe_set_full_fp32_param(parameter, value)
-    with torch.no_grad():
-        parameter.copy_(value)
+def _set_moments(engine: Any, moments: dict[str, torch.Tensor], *, step: int, rank: int) -> None:
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
 
+    def state_of(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"step": torch.tensor(float(step)), **{moment: torch.zeros_like(parameter) for moment in MOMENTS}}
 
-def _set_moments(
-    engine: Any, parameters: dict[str, torch.nn.Parameter], moments: dict[str, torch.Tensor], *, step: int
-) -> None:
-    if _partitioned(engine):
-        for flat in engine.optimizer.single_partition_of_fp32_groups:
-            engine.optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(step)),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
-        _link_moments(engine.optimizer)
+    parameters = engine.module.trainable_parameters()
+    if stage == 0:
+        optimizer.state.update({parameter: state_of(parameter) for parameter in parameters.values()})
+    else:
+        flat = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+        optimizer.optimizer.state.update({partition: state_of(partition) for partition in flat})
+    if stage in (1, 2):
+        _link_moments(optimizer)
     for name, parameter in parameters.items():
-        if _partitioned(engine):
-            for moment in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"], moment)
-        else:
-            engine.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{m: moments[f"{name}.{m}"].to(parameter.device, copy=True) for m in MOMENTS},  # the file is mapped
-            }
+        for moment in MOMENTS:
+            value = moments[f"{name}.{moment}"]
+            if stage == 0:
+                optimizer.state[parameter][moment].copy_(value)
+            elif stage == 3:
+                safe_set_local_optimizer_state(parameter, _share(value, parameter.ds_tensor.numel(), rank), moment)
+            else:
+                safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _share(value: torch.Tensor, size: int, rank: int) -> torch.Tensor:
+    """What a rank holds of a tensor under ZeRO-3: `size` elements, the last rank's filled up with zeros."""
+    mine = value.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(mine, (0, size - len(mine)))
 
 
 def _link_moments(zero_optimizer: Any) -> None:
-    """Make every parameter know its slice of the flat moments.
+    """Make every parameter know its slice of the flat moments (ZeRO 1 and 2).
 
     DeepSpeed (0.19) does so once, after the first parameter group's first step, when the other groups have no moments yet.
     """

@@ -180,7 +180,7 @@ class TrialConfig:
 class Execution:
     """How a trial runs on the machine at hand. Changes its speed and memory, never its identity.
 
-    Workers, micro-batches, ZeRO stage and kernels change the order of sums, so results differ by rounding: in fp32 by about 1e-6 of a weight.
+    Workers, micro-batches, ZeRO stage and kernels change the order of sums, so results differ by rounding.
     """
 
     checkpoint_every: int = 200  # optimizer steps
@@ -200,5 +200,8 @@ class Execution:
         _require(self.checkpoint_every >= 1, "execution.checkpoint_every", "must be at least 1")
         _require(self.evaluation_batch_size >= 1, "execution.evaluation_batch_size", "must be at least 1")
         _require(self.attention in get_args(Attention), "execution.attention", f"must be one of {get_args(Attention)}")
-        for kernel, chosen in (("attention", self.attention == "flash_attention_2"), ("liger_kernels", self.liger_kernels)):
+        for kernel, chosen in (
+            ("attention", self.attention == "flash_attention_2"),
+            ("liger_kernels", self.liger_kernels),
+        ):
             _require(self.use_gpu or not chosen, f"execution.{kernel}", "these kernels run on a GPU only; set use_gpu")

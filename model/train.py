@@ -1,7 +1,8 @@
 """Batches -> StepInfo, one optimizer step each: the training loop, on one screen. Saving, evaluating and logging stand outside it.
 
-DeepSpeed is the engine on every machine: bf16, NCCL and ZeRO on GPUs; fp32, gloo and stage 0 on a CPU, where its shared-memory extension is
-switched off (compiling it costs minutes, and a kill in the middle leaves a lock that hangs every later start).
+DeepSpeed is the engine on every machine: NCCL on GPUs, gloo on a CPU, where its shared-memory extension is switched off (compiling it costs
+minutes, and a kill in the middle leaves a lock that hangs every later start). It only ever sees fp32 trained weights (`model.speech_llm`), so its
+own mixed precision stays off and every ZeRO stage does the same arithmetic.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import torch
 from data.batching import Batch
 from model.configs import Execution, OptimConfig
 from model.speech_llm import SpeechLLM
+
+REDUCE_BUCKET = 500_000_000
+"""The most gradients that one buffer of DeepSpeed holds (its default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +51,6 @@ def build_engine(model: SpeechLLM, optim: OptimConfig, execution: Execution, *, 
 
     The learning rate is a function of the step alone and set by `training_steps`, so there is no scheduler state to lose.
     """
-    if optim.precision == "bf16" and execution.zero_stage == 0:
-        raise ValueError(
-            "execution.zero_stage: 0 keeps no fp32 master weights that could be saved; use 1 or 2 with bf16"
-        )
     groups: dict[str, list[torch.nn.Parameter]] = {"adapter": [], "lora": []}
     for name, parameter in model.trainable_parameters().items():
         groups["adapter" if name.startswith("adapter.") else "lora"].append(parameter)
@@ -61,59 +61,82 @@ def build_engine(model: SpeechLLM, optim: OptimConfig, execution: Execution, *, 
         weight_decay=optim.weight_decay,
     )
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    world = torch.distributed.get_world_size()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config={
-            "train_batch_size": batch_size,
-            "train_micro_batch_size_per_gpu": batch_size // (world * execution.micro_batches),
-            "gradient_accumulation_steps": execution.micro_batches,
-            "gradient_clipping": optim.max_grad_norm,
-            "bf16": {"enabled": optim.precision == "bf16"},
-            "zero_optimization": {"stage": execution.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-        },
-    )
+    trained = sum(parameter.numel() for group in groups.values() for parameter in group)
+    config = {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": batch_size // (torch.distributed.get_world_size() * execution.micro_batches),
+        "gradient_accumulation_steps": execution.micro_batches,
+        "gradient_clipping": optim.max_grad_norm,
+        # DeepSpeed's default bucket of 5e8 fp32 gradients is 2 GB, however few train
+        "zero_optimization": {"stage": execution.zero_stage, "reduce_bucket_size": min(trained, REDUCE_BUCKET)},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if execution.zero_stage == 3:  # one weight at a time goes to the GPU and is cut up: all at once might not fit
+        deepspeed.init_distributed(auto_mpi_discovery=False)  # takes over torch's group; Init would count one worker
+        deepspeed.zero.Init(module=model, config_dict_or_path=config)
+        device = deepspeed.accelerator.get_accelerator().current_device_name()
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 
 
 def training_steps(
     engine: Any, micro_batches_of: Callable[[int], list[Batch]], *, first_step: int, steps: int, optim: OptimConfig
 ) -> Iterator[StepInfo]:
-    """Run optimizer steps first_step..steps-1 and yield what each did. Raises FloatingPointError on a loss that is not finite."""
+    """Run optimizer steps first_step..steps-1 and yield what each did.
+
+    Raises FloatingPointError on every worker, with the weights as they were, when a loss or a gradient is not finite.
+    """
     engine.train()
     for step in range(first_step, steps):
         started = time.perf_counter()
         factor = learning_rate_factor(step, steps=steps, config=optim)
         for group in engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        total, tokens, examples, grad_norm = 0.0, 0.0, 0.0, 0.0
+        losses: list[torch.Tensor] = []
         batches = micro_batches_of(step)
         for batch in batches:
             loss = engine(batch.to(engine.device))
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(
-                    f"step {step + 1}: the loss is {loss.item()}; examples {', '.join(batch.example_ids)}"
-                )
             engine.backward(loss)
-            if batch is batches[-1] and not engine.zero_optimization():
-                grad_norm = _grad_norm(engine)
+            losses.append(loss.detach())
+            if batch is batches[-1]:
+                mean_loss, tokens = _over_workers(batches, losses, engine.device)
+                _check_finite("loss", mean_loss, step, batches, losses)
+                if not engine.zero_optimization():
+                    grad_norm = _grad_norm(engine)
+                    _check_finite("gradient's norm", grad_norm, step, batches, losses)
             engine.step()
-            total += loss.item() / len(batches)
-            tokens += int(batch.attention_mask.sum())
-            examples += len(batch.example_ids)
-        total, tokens, examples = _summed_over_workers([total, tokens, examples], engine.device)
+        if engine.zero_optimization():  # its step computes the norm, and updates nothing when that is not finite
+            grad_norm = float(engine.get_global_grad_norm())
+            _check_finite("gradient's norm", grad_norm, step, batches, losses)
         yield StepInfo(
             step=step + 1,
-            loss=total / torch.distributed.get_world_size(),
-            grad_norm=float(engine.get_global_grad_norm() or grad_norm),
+            loss=mean_loss,
+            grad_norm=grad_norm,
             learning_rate=engine.optimizer.param_groups[0]["lr"],
-            tokens=int(tokens),
-            examples=int(examples),
+            tokens=tokens,
+            examples=engine.train_batch_size(),
             seconds=time.perf_counter() - started,
         )
+
+
+def _check_finite(name: str, value: float, step: int, batches: list[Batch], losses: list[torch.Tensor]) -> None:
+    """`value` is the same on every worker, so all of them stop here, or none.
+
+    Names the examples of the micro-batches whose own loss is not finite, on whatever worker; those of the whole step when there are none.
+    """
+    if math.isfinite(value):
+        return
+    met = [(id_, math.isfinite(loss)) for batch, loss in zip(batches, losses, strict=True) for id_ in batch.example_ids]
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, met)
+    suspects = {example for worker in everywhere for example, finite in worker if not finite}
+    examples = suspects or {example for worker in everywhere for example, _ in worker}
+    raise FloatingPointError(
+        f"step {step + 1}: the {name} is {value}; no weight was changed; examples {', '.join(sorted(examples))}"
+    )
 
 
 def _grad_norm(engine: Any) -> float:
@@ -122,9 +145,13 @@ def _grad_norm(engine: Any) -> float:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _summed_over_workers(values: list[float], device: torch.device) -> list[float]:
-    if torch.distributed.get_world_size() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+def _over_workers(batches: list[Batch], losses: list[torch.Tensor], device: torch.device) -> tuple[float, int]:
+    """The mean loss of the global batch and its columns that are not padding."""
+    loss = sum(float(loss) / len(losses) for loss in losses)
+    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+    world = torch.distributed.get_world_size()
+    if world == 1:
+        return loss, tokens
+    total = torch.tensor([loss / world, tokens], dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
-    return [float(value) for value in total]
+    return float(total[0]), int(total[1])

@@ -22,7 +22,7 @@ from data.atomic import iter_whole_lines, write_jsonl
 from data.encoder_states import StateKey
 from data.records import InferenceMode, Prediction, Split, prediction_from_json, to_json
 from data.scoring import Score, score
-from model.checkpoints import load_checkpoint, load_trainable, newest_checkpoint, save_checkpoint
+from model.checkpoints import load_optimizer, load_trainable, newest_checkpoint, save_checkpoint
 from model.configs import Execution, TrialConfig
 from model.generate import Item, generate_predictions
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
@@ -77,9 +77,11 @@ def run_trial(
     tokenizer = load_tokenizer(config.foundation)
     trial_data = _open_data(config, tokenizer, paths)
     model = _build_model(config, execution, trial_data)
-    engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
     checkpoint = _from_rank_zero(lambda: newest_checkpoint(paths.output / "checkpoints"))
-    first_step = load_checkpoint(engine, checkpoint, rank=rank) if checkpoint else 0
+    if checkpoint:
+        load_trainable(model, checkpoint)
+    engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
+    first_step = load_optimizer(engine, checkpoint, rank=rank) if checkpoint else 0
     log = TrialLog(paths.output, steps=config.budget.steps, resume_step=first_step) if rank == 0 else None
     loaded = time.perf_counter()
 
@@ -140,6 +142,7 @@ def score_checkpoint(
         model,
         tokenizer,
         trial_data.evaluation_items("test", mode, hear=hear),
+        kind=config.foundation.kind,
         split="test",
         max_new_tokens=config.evaluation.max_new_tokens(mode),
         batch_size=execution.evaluation_batch_size,
@@ -168,6 +171,9 @@ def _evaluate(
             continue
         answered: list[Prediction] = []
         for split, items in items_of.items():
+            places = range(
+                rank, -(-len(items) // world) * world, world
+            )  # as many on every rank: the last ones answer a first one again
 
             def on_progress(done: int, total: int, split: Split = split, mode: InferenceMode = mode) -> None:
                 if log:
@@ -176,14 +182,15 @@ def _evaluate(
             mine = generate_predictions(
                 model,
                 tokenizer,
-                items[rank::world],
+                [items[place % len(items)] for place in places],
+                kind=config.foundation.kind,
                 split=split,
                 max_new_tokens=config.evaluation.max_new_tokens(mode),
                 batch_size=execution.evaluation_batch_size,
+                synced=execution.zero_stage == 3,
                 on_progress=on_progress,
             )
-            order = {supervised.example_id: position for position, (supervised, *_) in enumerate(items)}
-            answered += sorted(_gathered(mine, world), key=lambda prediction: order[prediction.example_id])
+            answered += _gathered(mine, len(items), world)
         if rank == 0:
             write_jsonl(path, map(to_json, answered))
         everything += answered
@@ -238,12 +245,12 @@ def _named(scores: dict[InferenceMode, Score], prefix: str = "eval") -> dict[str
     return {f"{prefix}/{mode}/{name}": value for mode, s in scores.items() for name, value in s.metrics().items()}
 
 
-def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
-    if world == 1:
-        return mine
-    shares: list[list[Prediction]] = [[] for _ in range(world)]
-    torch.distributed.all_gather_object(shares, mine)
-    return [prediction for share in shares for prediction in share]
+def _gathered(mine: list[Prediction], count: int, world: int) -> list[Prediction]:
+    """Every rank's answers in the order of the items, of which rank r answered r, r + world, ..."""
+    shares: list[list[Prediction]] = [mine] * world
+    if world > 1:
+        torch.distributed.all_gather_object(shares, mine)
+    return [shares[place % world][place // world] for place in range(count)]
 
 
 def _from_rank_zero(decide: Callable[[], Decision]) -> Decision:
@@ -271,7 +278,7 @@ def _build_model(config: TrialConfig, execution: Execution, trial_data: TrialDat
         lora=config.lora,
         precision=config.optim.precision,
         seed=config.seed,
-        gradient_checkpointing=execution.gradient_checkpointing,
+        execution=execution,
     )
 
 

@@ -29,7 +29,7 @@ def test_one_worker_takes_over_from_two_that_were_killed(trial_paths, tmp_path: 
 
     assert greatest_difference(trained_weights(tmp_path / "cut"), trained_weights(tmp_path / "whole")) < 1e-5
     losses = {
-        run: [row["metrics"].get("train/loss") for row in iter_whole_lines(tmp_path / run / "metrics.jsonl")]
+        run: [row["metrics"].get("train/loss", 0) for row in iter_whole_lines(tmp_path / run / "metrics.jsonl")]
         for run in ("whole", "cut")
     }
     assert losses["cut"] == pytest.approx(losses["whole"], rel=1e-4)

@@ -130,15 +130,20 @@ def poisoned_training(
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model, data = untrained_model(config, paths, execution), trial_data(config, paths)
+    poisoned = False
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if poisoned and poison == "gradient" else gradient
+
+    model.adapter.norm.weight.register_hook(spoil)
     engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
 
     def micro_batches_of(step: int) -> list[Batch]:
+        nonlocal poisoned
+        poisoned = step == 1 and rank == poisoned_rank
         batches = data.micro_batches(step, rank=rank, world=world, micro_batches=execution.micro_batches)
-        if step == 1 and rank == poisoned_rank:
-            if poison == "loss":
-                batches[-1] = replace(batches[-1], states=batches[-1].states * math.nan)
-            else:  # a loss of about 1e35, whose gradient's squares overflow
-                batches[-1] = replace(batches[-1], loss_normalizer=batches[-1].loss_normalizer * 1e-35)
+        if poisoned and poison == "loss":
+            batches[-1] = replace(batches[-1], states=batches[-1].states * math.nan)
         return batches
 
     def weights() -> dict[str, torch.Tensor]:
@@ -156,8 +161,7 @@ def poisoned_training(
     raise AssertionError("training went on")
 
 
-def poisoned_trainings(config: TrialConfig, execution: Execution, paths: TrialPaths) -> dict[str, tuple[str, bool]]:
-    """`poisoned_training` with either poison on the second rank."""
-    return {
-        poison: poisoned_training(config, execution, paths, poison, poisoned_rank=1) for poison in ("loss", "gradient")
-    }
+def run_group(jobs: list[Job], poisoned: tuple[TrialConfig, Execution, TrialPaths]) -> dict[str, tuple[str, bool]]:
+    """What one group of workers does: trials, then `poisoned_training` with either poison on the second rank."""
+    run_jobs(jobs)
+    return {poison: poisoned_training(*poisoned, poison, poisoned_rank=1) for poison in ("loss", "gradient")}
