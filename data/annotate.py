@@ -3,9 +3,10 @@
 Resumable at any kill without paying twice (`data.annotation.ledger`), live (`data.annotation.live`) or through the Batch API at half the price
 (`data.annotation.batch`). The key comes from the environment and reaches no file, no log and no error text.
 
-What a kill can cost. Chat completions: nothing, since the server lists what it has stored by our metadata. Responses: answers are made in the
-background and fetched by the name that the server gives them at once; only a request cut off before that name arrived, one round trip, may be paid
-for twice. Servers that keep no answers: those in flight are asked for again. Whatever may have been paid in vain counts towards the cost limit.
+What a kill can cost. Chat completions: nothing, since the server lists what it has stored by our metadata; that it does is seen before anything is
+taken for unbilled. Responses: answers are made in the background and fetched by the name that the server gives them at once; only a request cut off
+before that name arrived may be paid for twice. Servers that keep no answers: those in flight are asked for again. Whatever may
+have been paid in vain counts towards the cost limit.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from data.annotation.requests import (
     OutcomeUnknownError,
     Request,
     RequestRefusedError,
+    UnfinishedError,
     read_answer,
     request_body,
 )
@@ -50,8 +52,10 @@ _DECLINED = {429, 500, 503, 529}
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _NO_LIST = {400, 404, 405, 422, 501}
 """Statuses of servers that cannot list stored answers."""
+_FAILURES = (openai.OpenAIError, ValueError, AttributeError)
+"""What the SDK raises, and what it leaves to find out of a reply that is not JSON or lacks what it should have."""
 _CONNECT_S = 15.0
-_CLOCKS_DIFFER_S = 600
+_CLOCKS_DIFFER_S = 86_400  # as one that is set to the time of another zone
 _HIDDEN = "***"
 _SECRET_FROM = 16  # characters: a shorter key ("EMPTY") is a placeholder, and may be a word of an answer
 
@@ -116,22 +120,25 @@ class OpenAIServer:
             raise OutcomeUnknownError("no answer in time") from None
         return self._read(reply)
 
-    async def find(self, request: Request, response: str | None) -> Answer | None:
-        """The stored answer to a request that was sent before. Raises NotBilledError for a response that the server gave up."""
+    async def find(self, request: str, response: str | None) -> Answer | None:
+        """The stored answer to a request of this id. Raises UnfinishedError, and NotBilledError for a response that the server gave up."""
         try:
             if response is not None:
                 reply = await self._retrieve(response)
-                return None if reply is None or _is_unfinished(reply) else self._read(reply)
+                if _is_unfinished(reply):
+                    raise UnfinishedError
+                return None if reply is None else self._read(reply)
             listing = self._retrying.chat.completions.with_raw_response.list
-            rows = _rows((await listing(metadata={METADATA_KEY: request.id}, limit=2)).content)
+            rows = _rows((await listing(metadata={METADATA_KEY: request}, limit=2)).content)
             named = [((row.get("metadata") or {}).get(METADATA_KEY), row) for row in rows or ()]
             # Not every server repeats the metadata; one that ignores the filter must not pass another answer for this one.
-            ours = [row for name, row in named if name == request.id or (name is None and len(named) == 1)]
+            ours = [row for name, row in named if name == request or (name is None and len(named) == 1)]
             return self._read(ours[0]) if ours else None
         except openai.OpenAIError as error:
             raise self._stopped(error) from None
         except (OutcomeUnknownError, AttributeError) as error:
-            raise AnnotationStoppedError(f"{self._url}: what it has stored cannot be read ({error})") from None
+            text = self._public(f"{self._url}: what it has stored cannot be read ({error})")
+            raise AnnotationStoppedError(f"{text}; run again when it can") from None
 
     async def _retrieve(self, response: str) -> Any:
         """A response by its name, None when the server has it no more. It may be billed: whatever fails leaves its outcome unknown."""
@@ -145,21 +152,21 @@ class OpenAIServer:
     async def submit(self, path: Path, key: str) -> str:
         """Upload a request file and create its batch. Raises OutcomeUnknownError when it may exist all the same."""
         try:
-            file = await self._retrying.files.create(file=path, purpose="batch")
+            file = (await self._retrying.files.create(file=path, purpose="batch")).id
         except openai.NotFoundError:
             raise AnnotationStoppedError(f"{self._url}: has no Batch API; run without --batch") from None
-        except openai.OpenAIError as error:
+        except _FAILURES as error:
             raise self._stopped(error) from None
         try:
             batch = await self._client.batches.create(
-                input_file_id=file.id,
+                input_file_id=file,
                 endpoint=ENDPOINTS[self._config.api],
                 completion_window="24h",
                 metadata={BATCH_KEY: key},
             )
-        except openai.OpenAIError as error:
+            return batch.id
+        except _FAILURES as error:
             raise self._unknown_or_stopped(error) from None
-        return batch.id
 
     async def find_batch(self, key: str, since: float) -> str | None:
         """The name of the batch with our key, created after `since`; the server lists the newest first."""
@@ -169,7 +176,7 @@ class OpenAIServer:
                     return batch.id
                 if batch.created_at < since - _CLOCKS_DIFFER_S:
                     return None
-        except openai.OpenAIError as error:
+        except _FAILURES as error:
             raise self._stopped(error) from None
         return None
 
@@ -177,10 +184,9 @@ class OpenAIServer:
         """Where a batch stands. Raises OutcomeUnknownError while the server cannot be reached."""
         try:
             batch = await self._retrying.batches.retrieve(name)
-        except openai.OpenAIError as error:
+            errors, counts = (batch.errors.data if batch.errors else None) or [], batch.request_counts
+        except _FAILURES as error:
             raise self._unknown_or_stopped(error) from None
-        errors = (batch.errors.data if batch.errors else None) or []
-        counts = batch.request_counts
         return BatchState(
             status=batch.status,
             done=counts.completed + counts.failed if counts else 0,
@@ -191,14 +197,15 @@ class OpenAIServer:
         )
 
     async def download(self, file: str, path: Path) -> None:
-        """Fetch a file of the server, whole or not at all."""
+        """Fetch a file of the server, whole or not at all, without the key should it repeat it."""
         try:
-            async with self._retrying.files.with_streaming_response.content(file) as reply:
-                with atomic_open(path, "wb") as stream:
-                    async for part in reply.iter_bytes():
-                        stream.write(part)
+            content = (await self._retrying.files.content(file)).content
         except openai.OpenAIError as error:
             raise self._stopped(error) from None
+        with atomic_open(path, "wb") as stream:
+            stream.write(
+                self._without_key(content.decode("latin-1")).encode("latin-1")
+            )  # whatever the bytes, they stay
 
     def _read(self, reply: Any) -> Answer:
         status = reply.get("status") if isinstance(reply, dict) else None
@@ -207,8 +214,8 @@ class OpenAIServer:
         answer = read_answer(reply)
         return replace(answer, text=self._without_key(answer.text))
 
-    def _error(self, error: openai.OpenAIError) -> Exception:
-        """What an error of the SDK means for a request that may cost money."""
+    def _error(self, error: Exception) -> Exception:
+        """What one of `_FAILURES` means for a request that may cost money."""
         text = self._said(error)
         if not isinstance(error, openai.APIStatusError):
             unsent = type(error.__cause__).__name__ in _NOT_SENT
@@ -227,7 +234,7 @@ class OpenAIServer:
             )
         if status == 404:
             return AnnotationStoppedError(
-                f"{self._url}: no model {self._config.model!r} there ({text}); check --model and --base-url"
+                f"{self._url}: not there ({text}); check --model {self._config.model}, --base-url and whether the key is of the same project"
             )
         if status == 429 and error.code in _NO_QUOTA:
             return AnnotationStoppedError(f"the account's quota is used up ({text}); add credit, then run again")
@@ -235,20 +242,20 @@ class OpenAIServer:
             return NotBilledError(text, retry_after=read_retry_after(error.response.headers), busy=status == 429)
         return OutcomeUnknownError(text)
 
-    def _stopped(self, error: openai.OpenAIError) -> AnnotationStoppedError:
+    def _stopped(self, error: Exception) -> AnnotationStoppedError:
         """An error of something that costs nothing and was tried again often enough."""
         known = self._error(error)
         if isinstance(known, AnnotationStoppedError):
             return known
         return AnnotationStoppedError(f"{self._url}: does not work ({known}); run again when it does")
 
-    def _unknown_or_stopped(self, error: openai.OpenAIError) -> OutcomeUnknownError | AnnotationStoppedError:
+    def _unknown_or_stopped(self, error: Exception) -> OutcomeUnknownError | AnnotationStoppedError:
         """An error of something that may have happened all the same, or that cannot be done at all."""
         known = self._error(error)
         passing = isinstance(known, (NotBilledError, OutcomeUnknownError))
         return OutcomeUnknownError(str(known)) if passing else AnnotationStoppedError(str(known))
 
-    def _said(self, error: openai.OpenAIError) -> str:
+    def _said(self, error: Exception) -> str:
         """What went wrong in the server's own words, or the kind of failure where it said nothing."""
         if not isinstance(error, openai.APIStatusError):
             return self._public(f"{error} ({type(error.__cause__ or error).__name__})")

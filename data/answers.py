@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-THINKING, THINKING_END = "<thinking>", "</thinking>"
 RESPONSE, RESPONSE_END = "<response>", "</response>"
+
+_THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+"""Ours, and the `<think>` that many models were trained to write: what stands inside is never the answer."""
 
 MAX_REPAIR_CHARS = 2000
 """A longer broken object is a parse failure: the repair's time grows with the square of the length (0.2 s for the worst 2,000 characters found)."""
@@ -49,8 +51,8 @@ def parse_answer(text: str) -> Answer:
 
     Text before the first `{` (a greeting, a code fence, special tokens) and after the object's end is ignored. null, ""
     and [] mean that a label has no value. An object that is not JSON is repaired where that is no guess (`_repair`). A
-    nested object, a list in a list, an unclosed `<thinking>` (what follows may be a mention, not the answer) and an
-    object that is absent or beyond repair are parse failures without slots.
+    nested object, a list in a list or around the object, an unclosed `<thinking>` (what follows may be a mention, not the
+    answer) and an object that is absent or beyond repair are parse failures without slots.
     """
     body, thought, closed = _split_thinking(text)
     if body is None:
@@ -59,8 +61,8 @@ def parse_answer(text: str) -> Answer:
     if RESPONSE in (body if start == -1 else body[:start]):
         closed = RESPONSE_END in body
     try:
-        if start == -1:
-            raise _FormError("no JSON object")
+        if start == -1 or body[:start].rstrip().endswith("["):
+            raise _FormError("no JSON object, or a list of them")
         # Only the first brace counts: scanning on would take the inside of a broken object for an answer.
         pairs, repaired = _read_object(body[start:])
         slots = tuple((_clean(label), value) for label, written in pairs for value in _values(written))
@@ -70,12 +72,26 @@ def parse_answer(text: str) -> Answer:
 
 
 def _split_thinking(text: str) -> tuple[str | None, bool, bool]:
-    """(the text after the thinking block, None where it has no end; whether it thought; whether it closed)."""
-    start, brace = text.find(THINKING), text.find("{")
-    if start == -1 or -1 < brace < start:  # a tag inside an answer's value opens no block
-        return text, False, True
-    thinking, end_tag, body = text[start + len(THINKING) :].partition(THINKING_END)
-    return (body if end_tag else None), bool(thinking.strip()), bool(end_tag)
+    """(the text after the thinking blocks, None where one has no end; whether it thought; whether it closed).
+
+    A tag that closes what nothing opened ends a thought that began in the prompt.
+    """
+    begin, thought = 0, False
+    while tag := _THINKING_TAG.search(text, begin):
+        if text.find(RESPONSE, begin, tag.start()) != -1:
+            break  # the answer has begun
+        inside, end = begin, tag
+        if not tag[1]:
+            if text.find("{", begin, tag.start()) != -1:
+                break  # inside an answer's value, or behind it
+            inside = tag.end()
+            closing = (later for later in _THINKING_TAG.finditer(text, inside) if later[1])
+            end = next(closing, tag)
+            if end is tag:
+                return None, thought or bool(text[inside:].strip()), False
+        thought = thought or bool(text[inside : end.start()].strip())
+        begin = end.end()
+    return text[begin:], thought, True
 
 
 def _read_object(text: str) -> tuple[list[tuple[str, Any]], bool]:

@@ -172,7 +172,7 @@ class AudioFile:
                 wanted -= len(block)
         except soundfile.SoundFileError as error:
             there = (first + sum(map(len, blocks))) / self.rate
-            problem = f"cannot be decoded beyond about {there:.1f} s, it is cut off or damaged there ({error})"
+            problem = f"cannot be decoded beyond about {there:.1f} s, it is cut off or damaged there ({_reason(error)})"
             raise self._error("audio-truncated", problem, "copy it again") from error
         return np.concatenate(blocks)
 
@@ -212,7 +212,7 @@ class AudioFile:
         try:
             return _Stream(source)
         except (soundfile.SoundFileError, OSError) as error:
-            problem = f"cannot be decoded, it is cut off or not audio ({error})"
+            problem = f"cannot be decoded, it is cut off or not audio ({_reason(error)})"
         except TypeError:  # what soundfile has to say of `.raw`
             problem = "cannot be decoded, it has no header"
         raise self._error("audio-undecodable", problem, "copy it again, or convert it to WAV or FLAC")
@@ -232,6 +232,11 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that is too long, a folder that may not be entered
         return False
+
+
+def _reason(error: Exception) -> str:
+    """What libsndfile or the system says, without the path of the file: the same wherever the corpus lies."""
+    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)
 
 
 def to_pcm16(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:

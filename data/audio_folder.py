@@ -30,8 +30,9 @@ _LINKED = PathProblem(
 class AudioFolder:
     """Looks up audio files below a root. Every folder is listed once: far cheaper than asking for each file."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+    def __init__(self, root: Path, *, links: bool = False) -> None:
+        """`links`: whether a link may lead out of the root, as where a download's audio lies on another disk."""
+        self._root, self._links = root.resolve(), links
         self._folders: dict[str, dict[str, os.DirEntry[str]] | None] = {}
 
     def problem(self, audio: str) -> PathProblem | None:
@@ -51,7 +52,7 @@ class AudioFolder:
                     "restore the file, remove the line, or run the command that wrote the corpus again",
                     "audio-not-found",
                 )
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self._root):
+            if entry.is_symlink() and self._leaves(Path(entry.path).resolve()):
                 return _LINKED
             if entry.is_dir():
                 return PathProblem("is a folder", "name the audio file in it", "audio-is-folder")
@@ -73,7 +74,7 @@ class AudioFolder:
         """The entries of a folder by name, none when it does not exist; None when it lies outside the root."""
         if folder not in self._folders:
             path = (self._root / folder).resolve()
-            if not path.is_relative_to(self._root):
+            if self._leaves(path):
                 self._folders[folder] = None
             elif not path.is_dir():
                 self._folders[folder] = {}
@@ -81,6 +82,9 @@ class AudioFolder:
                 with os.scandir(path) as entries:
                     self._folders[folder] = {entry.name: entry for entry in entries}
         return self._folders[folder]
+
+    def _leaves(self, resolved: Path) -> bool:
+        return not self._links and not resolved.is_relative_to(self._root)
 
 
 def problem_of_path(audio: str) -> PathProblem | None:

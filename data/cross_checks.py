@@ -32,10 +32,19 @@ class RowKey(NamedTuple):
     split: Split
     audio: bytes
     sentence: bytes
+    dialogue: bytes | None  # None: not known
 
 
 def row_key(
-    *, file: Path, line: int | None, id: str, split: Split, audio: str, transcript: str, context: Iterable[Turn] = ()
+    *,
+    file: Path,
+    line: int | None,
+    id: str,
+    split: Split,
+    audio: str,
+    transcript: str,
+    context: Iterable[Turn] = (),
+    dialogue: str = "",
 ) -> RowKey:
     """The key of one row.
 
@@ -45,21 +54,23 @@ def row_key(
     said = [plain_sentence(transcript)]
     for turn in context:
         said += (turn.speaker, plain_sentence(turn.text))
-    return RowKey(file, line, id, split, _digest(audio), _digest("\n".join(said)))
+    sentence, known = _digest("\n".join(said)), _digest(dialogue) if dialogue else None
+    return RowKey(file, line, id, split, _digest(audio), sentence, known)
 
 
 def check_across(rows: Sequence[RowKey], *, allow_shared_sentences: bool = False) -> list[tuple[int, Finding]]:
     """Compare all rows; (place in `rows`, finding) in the order of `rows`.
 
-    In error is an id that is given twice, and a recording, or a sentence after the same previous turns, in two splits; shared sentences are a
-    warning with `allow_shared_sentences`, and so is a recording twice in one split. Of two rows that clash the one goes whose split comes
-    earlier in `SPLITS`, so that the test splits stay whole and train gives way; in one split it is the later one. A row that is in error
-    pushes out no other row.
+    In error is an id that is given twice, and a recording, or a sentence after the same previous turns, in two splits. A warning are shared
+    sentences with `allow_shared_sentences`, a recording twice in one split, and a dialogue in two. Of two rows that clash the one goes whose
+    split comes earlier in `SPLITS`, so that the test splits stay whole and train gives way; in one split it is the later one. A row that is in
+    error pushes out no other row.
     """
     findings: list[tuple[int, Finding]] = []
     ids: dict[str, RowKey] = {}
     sounds: dict[bytes, RowKey] = {}
     sentences: dict[bytes, RowKey] = {}
+    dialogues: dict[bytes | None, RowKey] = {}
     for place in sorted(range(len(rows)), key=lambda place: (-_RANK[rows[place].split], place)):
         row = rows[place]
         found = []
@@ -69,12 +80,16 @@ def check_across(rows: Sequence[RowKey], *, allow_shared_sentences: bool = False
             found.append(_audio_twice(row, kept))
         if (kept := sentences.get(row.sentence)) and kept.split != row.split:
             found.append(_sentence_twice(row, kept, allow_shared_sentences))
+        if (kept := dialogues.get(row.dialogue)) and kept.split != row.split:
+            found.append(_dialogue_twice(row, kept))
         if errors := [finding for finding in found if finding.severity == "error"]:
             found = errors  # a warning is of a row that stays
         else:
             ids[row.id] = row
             sounds.setdefault(row.audio, row)
             sentences.setdefault(row.sentence, row)
+            if row.dialogue:
+                dialogues.setdefault(row.dialogue, row)
         findings += ((place, finding) for finding in found)
     return sorted(findings, key=lambda found: found[0])
 
@@ -124,6 +139,11 @@ def _sentence_twice(row: RowKey, kept: RowKey, allowed: bool) -> Finding:
     problem = f"is the sentence of {_clash(row, kept)} after the same previous turns, and this row is in {row.split}"
     remedy = "keep a sentence in one split, or allow it with --allow-shared-sentences"
     return tell("sentence-in-two-splits", "transcript", problem, remedy)
+
+
+def _dialogue_twice(row: RowKey, kept: RowKey) -> Finding:
+    problem = f"has a turn on {_clash(row, kept)} too, and this row is in {row.split}"
+    return _at(row).warning("dialogue-in-two-splits", "dialogue", problem, "keep a dialogue in one split")
 
 
 def _at(row: RowKey) -> Location:

@@ -11,6 +11,7 @@ from data.manifest import Corpus, corpus_summary, open_corpus
 from data.records import SPLITS, Example, Split
 
 REJECTED_FILE = "rejected.jsonl"
+WARNINGS_FILE = "warnings.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class SplitSummary:
 class Dropped:
     """The rows that one kind of defect kept out."""
 
-    rows: int
+    rows: int  # or files, where whole ones cannot be read
     first: str  # of them: where it stands and what is wrong; empty when somebody has removed `rejected.jsonl`
 
 
@@ -44,6 +45,11 @@ class ImportReport:
     def rejected(self) -> Path:
         """One line for every finding that kept its row out."""
         return self.corpus.root / REJECTED_FILE
+
+    @property
+    def warned(self) -> Path:
+        """One line for every warning of a row that is kept."""
+        return self.corpus.root / WARNINGS_FILE
 
 
 def read_report(root: Path) -> ImportReport:
@@ -62,6 +68,7 @@ def read_report(root: Path) -> ImportReport:
     first: dict[str, str] = {}
     for row in iter_whole_lines(root / REJECTED_FILE) if (root / REJECTED_FILE).exists() else ():
         where = row["file"] + (f", line {row['line']}" if row["line"] else "")
+        where += f", field {row['field']}" if row["field"] else ""
         first.setdefault(row["kind"], f"{where}: {row['problem']}")
     dropped = {kind: Dropped(rows=rows, first=first.get(kind, "")) for kind, rows in summary["dropped"].items()}
     return ImportReport(corpus=corpus, splits=splits, dropped=dropped, warnings=summary["warnings"])

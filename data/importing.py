@@ -25,19 +25,19 @@ from data.audio_folder import AudioFolder
 from data.cross_checks import check_across, row_key
 from data.executors import Executor
 from data.findings import Finding
-from data.import_report import REJECTED_FILE, ImportReport, hours, read_report
+from data.import_report import REJECTED_FILE, WARNINGS_FILE, ImportReport, hours, read_report
 from data.json_lines import CorpusError, Location
-from data.manifest import CORPUS_FILE, write_corpus
+from data.manifest import CORPUS_FILE, NEEDED_SPLITS, write_corpus
 from data.manifest_rows import CORPUS_ROW, label_names
 from data.ontology import build_ontology
 from data.readers.source import Reader, SourceRow, draw_split
-from data.records import SPLITS, AnnotatedExample, Example, Ontology, Split, to_json
+from data.records import SPLITS, AnnotatedExample, Example, Ontology, to_json
 from data.row_content import check_whole_row
 from data.source_audio import CHUNK, SoundTask, audio_path, store_sounds
+from data.validate import OUT_FOLDER
 
 MARKER_FILE = "import.json"
 """Says from the first moment which corpus a folder is becoming."""
-NEEDED_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Progress = Callable[[int, int], None]
 
@@ -79,11 +79,8 @@ def import_corpus(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(
-            error.errno,
-            f"{root}: no space left while importing {len(found)} rows; free some space and run the same command again, "
-            "it goes on where it stopped",
-        ) from error
+        problem = f"no space left while importing {len(found)} rows"  # the command line adds the remedy
+        raise OSError(error.errno, problem, str(root)) from error
 
 
 class _Import:
@@ -121,11 +118,13 @@ class _Import:
             self._build_ontology()
 
     def write(self, name: str) -> None:
-        """Write `rejected.jsonl`, then the corpus. Raises CorpusError when a split that every trial needs is empty."""
-        errors = sorted((found for found in self._findings if found[1].severity == "error"), key=lambda found: found[0])
+        """Write `rejected.jsonl` and `warnings.jsonl`, then the corpus. Raises CorpusError when a split that every trial needs is empty."""
+        findings = sorted(self._findings, key=lambda found: found[0])
+        errors = [found for found in findings if found[1].severity == "error"]
         lost = {place for place, _ in errors}
-        warnings = [found for found in self._findings if found[1].severity == "warning" and found[0] not in lost]
-        write_jsonl(self._root / REJECTED_FILE, (self._rejected_row(finding) for _, finding in errors))
+        warnings = [found for found in findings if found[1].severity == "warning" and found[0] not in lost]
+        write_jsonl(self._root / REJECTED_FILE, (self._finding_row(finding) for _, finding in errors))
+        write_jsonl(self._root / WARNINGS_FILE, (self._finding_row(finding) for _, finding in warnings))
         dropped = _count(errors)
         examples = [example for _, _, example in self._kept]
         self._check_splits(examples, dropped)
@@ -159,6 +158,7 @@ class _Import:
                 audio=example.audio_sha256,
                 transcript=example.transcript,
                 context=example.context,
+                dialogue=row.dialogue,
             )
             for _, row, example in self._kept
         ]
@@ -182,13 +182,17 @@ class _Import:
     def _check_splits(self, examples: Sequence[Example], dropped: Mapping[str, int]) -> None:
         there = {example.split for example in examples}
         if empty := [split for split in NEEDED_SPLITS if split not in there]:
-            reasons = ", ".join(f"{count} {kind}" for kind, count in dropped.items()) or "none was dropped"
+            lost = (
+                f"dropped: {', '.join(f'{count} {kind}' for kind, count in dropped.items())}"
+                if dropped
+                else "none was dropped"
+            )
+            see = f"see {self._root / REJECTED_FILE}, correct the source" if dropped else "add rows of those splits"
             raise CorpusError(
-                f"{self._source}: no example is left for {' and '.join(empty)} ({len(examples)} examples in all; rows dropped: {reasons}); "
-                f"see {self._root / REJECTED_FILE}, correct the source and run again"
+                f"{self._source}: no example is left for {' and '.join(empty)} ({len(examples)} examples in all; {lost}); {see} and run again"
             )
 
-    def _rejected_row(self, finding: Finding) -> dict[str, Any]:
+    def _finding_row(self, finding: Finding) -> dict[str, Any]:
         file = finding.file.relative_to(self._source) if finding.file.is_relative_to(self._source) else finding.file
         return {
             "id": _writable(finding.example_id) if finding.example_id is not None else None,
@@ -276,11 +280,15 @@ def _made_from(
 
 
 def _listing(source: Path, root: Path) -> str:
-    """Names the files of a folder by path, size and time of change, without reading them; a store that lies in the folder does not count."""
-    store = source / root.relative_to(source).parts[0] if root.is_relative_to(source) and root != source else None
+    """Names the files of a folder by path, size and time of change, without reading them. What we write into it ourselves does not count: a store,
+    and what `data.validate` found.
+    """
+    ours = {source / OUT_FOLDER}
+    if root.is_relative_to(source) and root != source:
+        ours.add(source / root.relative_to(source).parts[0])
     content = hashlib.sha256()
     for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if Path(folder, name) != store)
+        folders[:] = sorted(name for name in folders if Path(folder, name) not in ours)
         for name in sorted(files):
             path = Path(folder, name)
             stat = path.lstat()
@@ -306,12 +314,14 @@ def _open_finished(root: Path, made_from: Mapping[str, Any]) -> ImportReport | N
         told = [
             f"{field} {before[field]} -> {made_from[field]}"
             if field in ("format", "name", "source")
+            else f"the {field} have changed since"
+            if field == "files"
             else f"other {field}"
             for field in changed
             if before
         ]
         raise CorpusError(
-            f"{root}: holds another corpus ({', '.join(told) or 'not an imported one'}); choose another --name, or delete this folder"
+            f"{root}: holds another corpus ({', '.join(told) or 'not an imported one'}); choose another --name, or delete what is in it but annotations/, which may have been paid for"
         )
     if not finished:
         return None

@@ -45,6 +45,8 @@ __all__ = [
 CORPUS_FILE = "corpus.json"
 MANIFEST_FILE = "manifest.jsonl"
 TRACES_FILE = "traces.jsonl"
+NEEDED_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+"""Without an example of each, no trial can train, stop and be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 
 ADDED_RULES = (r"\bkinda\b", r"\bsorta\b", r"\bdunno\b", r"\bcause\b")
 """Replacements that the `whisper-normalizer` package adds to OpenAI's normaliser. Without them the two agree."""
+
+_ENDLESS = re.compile(r"\d{1000}")
+"""More digits than the normaliser can make a number of (it fails an assertion at 4,300); such a value keeps its own words."""
 
 
 @cache
@@ -30,4 +34,5 @@ def normalize_value(text: str) -> tuple[str, ...]:
     Empty only for blank text: a value of which the normaliser leaves nothing ("uh", "(none)") keeps its own words in
     lower case, so that it can never be found inside every other value.
     """
-    return tuple(build_normalizer()(text).split()) or tuple(text.casefold().split())
+    normalized = "" if _ENDLESS.search(text) else build_normalizer()(text)
+    return tuple(normalized.split()) or tuple(text.casefold().split())

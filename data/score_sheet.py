@@ -19,8 +19,8 @@ _OF_ANSWERS = ("parse_failure_rate", "repair_rate", "truncation_rate", "mode_obe
 def build_sheet(case_set: CaseSet) -> dict[str, Any]:
     """The score sheet of some cases: at least one."""
     counted = [(case, _count(case, case_set.fold_case)) for case in case_set.cases]
-    total = sum((_sum(case, counts) for case, counts in counted), start=Counts())
-    scores = _scores(total)
+    domains = _count_domains(counted)
+    scores = _scores(sum(domains.values(), start=Counts()))
     if case_set.format != "slotgrid":
         scores = {name: value for name, value in scores.items() if name not in _OF_ANSWERS}
     for name in case_set.cases[0].classes:
@@ -35,7 +35,7 @@ def build_sheet(case_set: CaseSet) -> dict[str, Any]:
         "scores": scores,
         "outcomes": count_outcomes(outcome for case in case_set.cases for outcome in _classify(case)),
         "per_label": _per_label(counted),
-        "per_domain": _per_domain(counted),
+        "per_domain": {} if domains.keys() == {""} else {name: _domain_row(found) for name, found in domains.items()},
     }
     if case_set.format == "slurp":
         sheet["official_script"] = _official([pair for pair in counted if pair[0].answered])
@@ -52,10 +52,6 @@ def iter_errors(case_set: CaseSet) -> Iterator[dict[str, Any]]:
 
 def _count(case: Case, fold_case: bool) -> dict[str, Counts]:
     return count_values(case.references, case.predicted, asked=case.asked, fold_case=fold_case)
-
-
-def _sum(case: Case, counts: dict[str, Counts]) -> Counts:
-    return sum(counts.values(), start=case.per_answer)
 
 
 def _classify(case: Case) -> list[Outcome]:
@@ -88,14 +84,16 @@ def _per_label(counted: Sequence[tuple[Case, dict[str, Counts]]]) -> dict[str, d
     return {label: _row(found) for label, found in sorted(totals.items()) if found.references + found.predicted}
 
 
-def _per_domain(counted: Sequence[tuple[Case, dict[str, Counts]]]) -> dict[str, dict[str, float]]:
-    """By domain; empty where the files name none."""
+def _count_domains(counted: Sequence[tuple[Case, dict[str, Counts]]]) -> dict[str, Counts]:
+    """Everything counted, by domain; "" where the files name none."""
     totals: dict[str, Counts] = {}
     for case, counts in counted:
-        totals[case.domain] = totals.get(case.domain, Counts()) + _sum(case, counts)
-    if totals.keys() == {""}:
-        return {}
-    return {domain: {"examples": found.examples, **_row(found)} for domain, found in sorted(totals.items())}
+        totals[case.domain] = sum(counts.values(), start=totals.get(case.domain, Counts()) + case.per_answer)
+    return dict(sorted(totals.items()))
+
+
+def _domain_row(counts: Counts) -> dict[str, float]:
+    return {"examples": counts.examples, **_row(counts)}
 
 
 def _official(counted: Sequence[tuple[Case, dict[str, Counts]]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from data.answers import Answer, parse_answer
 from data.normalize import normalize_value
 from data.records import Prediction
-from data.slu_f1 import SluCounts, count_slu
+from data.slu_f1 import SluCounts, add_fields, count_slu
 
 METRIC_VERSION = 2
 """Rises with any change that can change a score; scores of different versions are never compared."""
@@ -48,7 +48,7 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Field by field."""
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)})
+        return add_fields(self, other)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,29 @@ Source: Bastianelli et al. 2020, "SLURP: A Spoken Language Understanding Resourc
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cache
+from typing import Any, TypeVar
 
 Distance = Callable[[str, str], Fraction]
 """(reference, predicted) -> 0 for equal values."""
+Row = TypeVar("Row")
+
+
+def add_fields(one: Row, other: Row) -> Row:
+    """The sum of two dataclass objects of one kind, field by field."""
+    kind: Any = type(one)
+    names, values_of = _fields_of(kind)
+    return kind(**dict(zip(names, map(operator.add, values_of(one), values_of(other)), strict=True)))
+
+
+@cache
+def _fields_of(kind: type[Any]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))  # looked up once: a split of 100,000 examples is a million sums
+    return names, operator.attrgetter(*names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +54,7 @@ class SluCounts:
 
     def __add__(self, other: SluCounts) -> SluCounts:
         """Field by field."""
-        return SluCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(SluCounts)})
+        return add_fields(self, other)
 
     @property
     def word(self) -> PrecisionRecallF1:

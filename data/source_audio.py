@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROWS_FOLDER = "imported"
 CHUNK = 32  # rows of a task: a second of work, and what a killed run loses at most per worker
-SOUND_VERSION = 1
+SOUND_VERSION = 2
 """Raise it when the same source gives other samples or other defects: what a killed run left is then made again."""
 
 
@@ -159,8 +159,8 @@ def _parquet_sound(path: Path, row: int) -> bytes:
         if isinstance(error, AudioError):
             raise
         raise AudioError("audio-undecodable", name, f"cannot be read as parquet ({error})", "copy it again") from error
-    whole: bytes | None = column[row - starts[group]].as_py() if column is not None else None
-    if whole is None:
+    whole = column[row - starts[group]].as_py() if column is not None else None
+    if not isinstance(whole, bytes):
         problem = "has no sound" if column is not None else "has no column `audio` with `bytes`"
         raise AudioError("audio-not-found", name, problem, "download the corpus with its audio")
     return whole

@@ -18,7 +18,7 @@ from data.cross_checks import RowKey, check_across, row_key
 from data.executors import Executor
 from data.findings import Finding
 from data.json_lines import CorpusError, Location, iter_lines, parse_object
-from data.manifest import CORPUS_FILE, MANIFEST_FILE, check_ontology, corpus_summary
+from data.manifest import CORPUS_FILE, MANIFEST_FILE, NEEDED_SPLITS, check_ontology, corpus_summary
 from data.manifest_rows import CORPUS_ROW, ONTOLOGY_FILE, SOURCE_ROW, Labels, RowForm
 from data.readers.jsonl import read_line
 from data.readers.source import AudioSource, SourceRow, draw_split
@@ -26,7 +26,6 @@ from data.records import SPLITS, Split
 
 OUT_FOLDER = "validated"
 REJECTED_FILE = "rejected.jsonl"
-NEEDED_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _TELL_EVERY = 1000  # rows
 _CHUNK = 64  # sounds of a task
@@ -171,6 +170,7 @@ def _key(row: SourceRow, value: Mapping[str, Any]) -> RowKey:
         audio=value.get("audio_sha256") or f"{PurePosixPath(audio.path)}|{audio.channel}|{audio.start_s}|{audio.end_s}",
         transcript=row.transcript,
         context=row.context,
+        dialogue=row.dialogue,
     )
 
 
@@ -182,7 +182,8 @@ def _check_whole(path: Path, splits: Mapping[Split, int], finished: bool) -> Ite
     for split in NEEDED_SPLITS:
         if not splits[split]:
             problem = f"holds no good row of split {split}, which every trial needs"
-            yield Location(path).warning("split-absent", "split", problem, "add rows, or leave `split` out everywhere")
+            remedy = "add rows of it, or leave `split` out everywhere so that it is drawn"
+            yield Location(path).warning("split-absent", "split", problem, remedy)
     if finished:
         for file, expected in corpus_summary(path.parent).get("files", {}).items():
             there = path.parent / file

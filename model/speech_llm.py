@@ -25,6 +25,7 @@ from data.batching import IGNORE, Batch
 from model.adapter import SpeechAdapter
 from model.configs import AdapterConfig, Attention, Execution, Foundation, LoRAConfig, Precision
 from model.foundations import local_folder
+from model.hub import fetch_foundation
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -81,8 +82,7 @@ def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def load_tokenizer(foundation: Foundation) -> Any:
     """The foundation's own tokenizer; a padding token is borrowed from end-of-sequence where it has none."""
-    source, revision = _source(foundation)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(_folder(foundation), trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -95,13 +95,12 @@ def load_foundation(foundation: Foundation, precision: Precision, attention: Att
     """
     if attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError('execution.attention: flash_attention_2 needs a GPU and the package flash-attn; use "sdpa"')
-    source, revision = _source(foundation)
+    folder = _folder(foundation)
     transformers_logging.disable_progress_bar()
     if foundation.family == "tiny":
-        _check_weights(Path(source) / "model.safetensors", foundation)
+        _check_weights(folder / "model.safetensors", foundation)
     llm = AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=revision,
+        folder,
         dtype=DTYPES[precision],
         attn_implementation=attention,
         trust_remote_code=False,
@@ -190,16 +189,14 @@ def _apply_liger_kernels(llm: Any) -> None:
     apply_liger_kernel(llm, {"fused_linear_cross_entropy": False})
 
 
-def _source(foundation: Foundation) -> tuple[str, str | None]:
-    folder = local_folder(foundation)
-    if folder is None:
-        return foundation.source, foundation.revision
+def _folder(foundation: Foundation) -> Path:
+    """Where the foundation's files lie, downloaded first if need be. Raises ValueError when they cannot be had."""
+    folder = local_folder(foundation) or fetch_foundation(foundation)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"foundation {foundation.name}: no model in {folder}; make it with `python experiments/pretrain_tiny.py`"
         )
-
-    return str(folder), None
+    return folder
 
 
 def _check_weights(path: Path, foundation: Foundation) -> None:

@@ -30,9 +30,9 @@ _USERS_OS_ERRORS = {
     errno.ENOSPC: "free some space and run the same command again, it goes on where it stopped",
     errno.EDQUOT: "free some of your quota and run the same command again, it goes on where it stopped",
     errno.ENOENT: "check the path",
-    errno.EACCES: "check the permissions, or choose another --store",
-    errno.EPERM: "check the permissions, or choose another --store",
-    errno.EROFS: "choose another --store",
+    errno.EACCES: "check the permissions, or choose another folder (--store, --out)",
+    errno.EPERM: "check the permissions, or choose another folder (--store, --out)",
+    errno.EROFS: "choose another folder (--store, --out)",
     errno.ENOTDIR: "check the path",
 }
 """Errors of the machine that the user can put right, and how; any other OSError is shown with its traceback."""

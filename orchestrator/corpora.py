@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data.callcentre.synthesize import CORPUS_NAME, SyntheticCorpusConfig
-from data.manifest import CORPUS_FILE, TRACES_FILE, CorpusError, corpus_summary
+from data.manifest import CORPUS_FILE, NEEDED_SPLITS, TRACES_FILE, CorpusError, corpus_summary
 from data.records import SPLITS, Split
 from model.configs import CorpusRef
 from orchestrator.layout import Store
-
-_NEEDED: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ def describe_corpus(root: Path) -> ImportedCorpus:
     summary = corpus_summary(root)
     splits = summary.get("splits") or {}
     counts = {split: int(splits.get(split, 0)) for split in SPLITS}
-    if empty := [split for split in _NEEDED if not counts[split]]:
+    if empty := [split for split in NEEDED_SPLITS if not counts[split]]:
         raise CorpusError(
             f"{root / CORPUS_FILE}, field splits: no example in {' and '.join(empty)}; a grid trains, validates and tests: import it again "
             "with these splits filled"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class SplitStats:
     examples: int
     hours: float
     speakers: int  # known ones; 0 where the corpus names none
+    train_speakers: int | None  # of them that the train split has too; None for the train split itself
     domains: Mapping[str, int]  # examples per domain, the largest first
     with_trace: int
     duration_s: Spread
@@ -110,7 +111,11 @@ def measure_corpus(
         examples=len(corpus.examples),
         hours=_hours(corpus.examples),
         with_trace=_with_trace(corpus.examples),
-        splits=tuple(_measure_split(split, rows[split], train_values) for split in SPLITS if rows[split]),
+        splits=tuple(
+            _measure_split(split, rows[split], train_values, _speakers(rows["train"]))
+            for split in SPLITS
+            if rows[split]
+        ),
         labels=_measure_labels(corpus),
         train_value_counts=dict(sorted(Counter(train_values.values()).items())),
         sample=len(chosen),
@@ -142,7 +147,9 @@ def audio_tokens(example: Example) -> int:
     return audio_token_count(frames, AdapterConfig().stack_factor)
 
 
-def _measure_split(split: Split, rows: Sequence[AnnotatedExample], train_values: Mapping[Any, int]) -> SplitStats:
+def _measure_split(
+    split: Split, rows: Sequence[AnnotatedExample], train_values: Mapping[Any, int], train_speakers: Set[str]
+) -> SplitStats:
     examples = [row.example for row in rows]
     values = Counter(_value(slot) for example in examples for slot in example.slots)
     unseen = None if split == "train" else [value for value in values if value not in train_values]
@@ -150,7 +157,8 @@ def _measure_split(split: Split, rows: Sequence[AnnotatedExample], train_values:
         split=split,
         examples=len(rows),
         hours=_hours(rows),
-        speakers=len({example.speaker for example in examples} - {""}),
+        speakers=len(_speakers(rows)),
+        train_speakers=None if split == "train" else len(_speakers(rows) & train_speakers),
         domains=dict(Counter(example.domain for example in examples).most_common()),
         with_trace=_with_trace(rows),
         duration_s=measure_spread([example.duration_s for example in examples]),
@@ -221,6 +229,10 @@ def tokenizer_folder(foundation: Foundation) -> Path | None:
 
 def _value(slot: SlotValue) -> tuple[str, str]:
     return slot.label, slot.canonical.casefold()
+
+
+def _speakers(rows: Sequence[AnnotatedExample]) -> Set[str]:
+    return {row.example.speaker for row in rows} - {""}
 
 
 def _hours(rows: Sequence[AnnotatedExample]) -> float:

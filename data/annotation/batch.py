@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.annotation.ledger import BatchEnded, BatchNamed, BatchSent, Event, Lost
+from data.annotation.ledger import BatchEnded, BatchNamed, BatchSent, Event, Lost, OpenBatch
 from data.annotation.live import OnProgress, Pace
 from data.annotation.requests import (
     ENDPOINTS,
@@ -163,12 +163,12 @@ class BatchAnnotation:
     async def _finish(self, key: str) -> None:
         """Watch one batch to its end and collect what it brought."""
         opened = self._ledger.batches[key]
-        name = opened.name or await self._look_for(key, opened.sent.time)
+        name = opened.name or await self._look_for(key, opened)
         if name is None:
             self._ledger.append(BatchEnded(batch=key, status="never created"))
             return
         state = await self._watch(name)
-        told: set[str] = set()  # requests that the batch says anything of
+        told: set[str] = set()  # requests whose end is known
         for number, file in enumerate(state.files):
             path = self._folder / f"{key}.answers-{number}.jsonl"
             if not path.exists():
@@ -176,7 +176,8 @@ class BatchAnnotation:
             told |= self._collect(path)
         events: list[Event] = []
         if state.status in ("completed", "expired"):
-            # Each request has an answer or an error then; what has neither may have been paid for.
+            # Each request has an answer or an error then; what has neither may have been paid for. So was the answer to an example that has
+            # changed since.
             events = [lost for lost in self._losses(self._folder / f"{key}.jsonl") if lost.request not in told]
         self._ledger.append(*events, BatchEnded(batch=key, status=state.status))
         if state.queue_full and opened.sent.requests > 1:
@@ -206,19 +207,19 @@ class BatchAnnotation:
             await asyncio.sleep(wait)
             wait = min(2 * wait, self._pace.batch_poll_s)
 
-    async def _look_for(self, key: str, sent: float) -> str | None:
+    async def _look_for(self, key: str, opened: OpenBatch) -> str | None:
         """The name of a batch whose creation was cut off, None when there surely is none."""
         while True:
-            name = await self._server.find_batch(key, sent)
+            name = await self._server.find_batch(key, opened.sent.time)
             if name is not None:
                 self._ledger.append(BatchNamed(batch=key, name=name))
                 return name
-            if time.time() > sent + self._pace.timeout_s + self._pace.grace_s:
+            if time.monotonic() > opened.since + self._pace.timeout_s + self._pace.grace_s:
                 return None
             await asyncio.sleep(self._pace.poll_s)
 
     def _collect(self, path: Path) -> set[str]:
-        """Put a file's answers into the ledger; the ids that it holds. Lines that repeat a request, or are of none of ours, are left alone."""
+        """Put a file's answers into the ledger; the requests whose end is known. A line that repeats a request is left alone."""
         asked = {request.id: (example, request) for example, request in self._work.pending(selected=False)}
         events: list[Event] = []
         told: set[str] = set()
@@ -229,7 +230,8 @@ class BatchAnnotation:
                 answer = read_answer(response["body"]) if response.get("status_code") == 200 else None
             except (ValueError, KeyError, TypeError, AttributeError, OutcomeUnknownError):
                 continue  # as if it were missing
-            told.add(name)
+            if answer is None or name in asked or name in self._ledger.answers:
+                told.add(name)
             example, request = asked.pop(name, (None, None))
             if example is None or request is None:
                 continue

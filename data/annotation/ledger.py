@@ -110,6 +110,7 @@ class OpenRequest:
     """A request that was sent and has not come to an end."""
 
     sent: Sent
+    since: float  # `time.monotonic()` when this process sent it or read of it: no setting of the clock makes it older
     response: str | None = None
 
 
@@ -118,6 +119,7 @@ class OpenBatch:
     """A batch that was sent and is not collected."""
 
     sent: BatchSent
+    since: float  # as of an open request
     name: str | None = None
 
 
@@ -192,11 +194,10 @@ class Ledger:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    event = _from_json(json.loads(line))
-                except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-                    problem = f"{self.path}, line {number}: is no event of a ledger ({error})"
+                    self._apply(_from_json(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+                    problem = f"{self.path}, line {number}: is no event of a ledger, or follows on none ({error!r})"
                     raise ValueError(f"{problem}; restore the file, what it holds has been paid for") from error
-                self._apply(event)
                 whole += len(line)
         os.ftruncate(self._file, whole)
         os.fsync(self._file)
@@ -207,7 +208,7 @@ class Ledger:
             self.reserved -= ended.sent.reserved if ended else 0
         match event:
             case Sent():
-                self.open[event.request] = OpenRequest(event)
+                self.open[event.request] = OpenRequest(event, time.monotonic())
                 self.reserved += event.reserved
             case Named():
                 self.open[event.request].response = event.response
@@ -221,7 +222,7 @@ class Ledger:
                 self.tokens_out += event.tokens_out
                 self.rejected += bool(event.reasons)
             case BatchSent():
-                self.batches[event.batch] = OpenBatch(event)
+                self.batches[event.batch] = OpenBatch(event, time.monotonic())
                 self.reserved += event.reserved
             case BatchNamed():
                 self.batches[event.batch].name = event.name

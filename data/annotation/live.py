@@ -23,6 +23,7 @@ from data.annotation.requests import (
     OutcomeUnknownError,
     Request,
     RequestRefusedError,
+    UnfinishedError,
 )
 from data.annotation.work import How, Progress, Work
 from data.records import Example
@@ -31,6 +32,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 _REFUSALS = 10  # before the first answer: it is not the examples' fault
 _CALM = 5  # answers per slot after which one more is tried
 _LOST_PER_SLOT = 3  # requests without an answer in a row: it is not chance
+_STUCK = 20  # times the usual patience: what the server is still at then, it never finishes
 
 OnProgress = Callable[[Progress], None]
 
@@ -63,8 +65,8 @@ class LiveServer(Protocol):
         """Send a request and wait for its answer; `on_named` gets the name of the response if the server tells it before."""
         ...
 
-    async def find(self, request: Request, response: str | None) -> Answer | None:
-        """The answer to a request that was sent before; None while there is none."""
+    async def find(self, request: str, response: str | None) -> Answer | None:
+        """The answer to a request of this id that was sent before; None where there is none. UnfinishedError: it is being written."""
         ...
 
 
@@ -98,6 +100,9 @@ class LiveAnnotation:
         self._active = 0  # requests whose outcome a task is waiting for
         self._claimed = Decimal(0)  # dollars on their way into the ledger
         self._answers = self._lost = 0  # answers of this run; requests without one since the last
+        self._only_unknown = False
+        self._first = ""  # the first request of this run that was answered at once
+        self._finds_answers = False  # a lookup has found an answer
         self._rng = random.Random()  # of waiting times only
 
     async def run(self, *, only_unknown: bool = False) -> None:
@@ -106,6 +111,7 @@ class LiveAnnotation:
         `only_unknown`: no more than the examples with a request whose outcome is not known from an earlier run.
         Cancelled, it sends nothing more and waits for the answers on their way; cancelled again, it leaves them.
         """
+        self._only_unknown = only_unknown
         for example, request in self._work.pending():
             if request.id in self._ledger.open:
                 self._unknown.append(example)
@@ -165,7 +171,7 @@ class LiveAnnotation:
                 return
             if opened := self._ledger.open.get(request.id):
                 await self._settle(example, request, opened)
-            elif not await self._ask(example, request):
+            elif self._only_unknown or not await self._ask(example, request):
                 return
 
     async def _ask(self, example: Example, request: Request) -> bool:
@@ -247,22 +253,29 @@ class LiveAnnotation:
         self._active += 1
         try:
             while findable and not self._stop.is_set():
+                age = time.monotonic() - opened.since
                 try:
-                    answer = await self._server.find(request, opened.response)
+                    answer = await self._server.find(request.id, opened.response)
                 except NotBilledError as error:  # the response failed
                     await self._ledger.commit(Unbilled(request=request.id, why=str(error)))
                     return
+                except UnfinishedError:
+                    answer, left = None, _STUCK * patience - age
+                else:
+                    left = patience - age
                 if answer is not None:
+                    self._finds_answers = True
                     await self._record(example, request, answer, "found")
                     return
-                left = opened.sent.time + patience - time.time()
                 if left <= 0:
                     break
+                if not self._ready:
+                    self._on_progress(self._work.progress("answers that may have been written but did not arrive"))
                 await self._sleep(min(left, self._pace.poll_s))
             if self._stop.is_set():
                 return
             self._lost += 1
-            if findable and self._server.lists_answers:
+            if findable and self._server.lists_answers and await self._finds():
                 await self._ledger.commit(Unbilled(request=request.id, why="the server has no answer to it"))
             else:
                 await self._ledger.commit(Lost(request=request.id, cost=opened.sent.reserved))
@@ -273,8 +286,18 @@ class LiveAnnotation:
                 f"the server answered none of the last {self._lost} requests within {self._pace.timeout_s:.0f} s; check it, then run again"
             )
 
+    async def _finds(self) -> bool:
+        """Whether a lookup finds an answer that came. Where none is kept (zero data retention), every lost one would pass for never written."""
+        if not self._finds_answers:
+            live = (answered.request for answered in reversed(self._ledger.answers.values()) if answered.how == "live")
+            known = self._first or next(live, "")
+            self._finds_answers = bool(known) and await self._server.find(known, None) is not None
+        return self._finds_answers
+
     async def _record(self, example: Example, request: Request, answer: Answer, how: How) -> None:
         await self._ledger.commit(self._work.judge(example, request, answer, how))
+        if how == "live":
+            self._first = self._first or request.id
         self._answers += 1
         self._calm += 1
         self._lost = 0

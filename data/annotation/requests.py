@@ -112,6 +112,10 @@ class OutcomeUnknownError(Exception):
     """No answer came (time-out, cut connection, garbage), yet the server may have written and billed one."""
 
 
+class UnfinishedError(Exception):
+    """The server is still writing the answer to a request that was sent before."""
+
+
 class RequestRefusedError(Exception):
     """The server refuses this one request as such (`REFUSALS`); it is not billed, and asking again gives the same."""
 

@@ -21,6 +21,7 @@ RULE_VERSION = 1
 
 CUE_WORDS = 2
 _BRACKETS = re.compile(r"[<>|\[\]]")
+_LABEL_JOINTS = re.compile(r"[-_.]")
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 
 
@@ -95,7 +96,7 @@ def _find_values(turn: _Turn, slots: list[SlotValue]) -> list[tuple[int, int] | 
 
 def _because(example: Example, turn: _Turn, slot: SlotValue, place: tuple[int, int] | None, rng: random.Random) -> str:
     """Why the value has its label: where it was heard, in one of a few wordings."""
-    noun = _plain(slot.label.replace("_", " ").replace(".", " "))
+    noun = _plain(_LABEL_JOINTS.sub(" ", slot.label))
     before = _plain(" ".join(turn.written[max(0, place[0] - CUE_WORDS) : place[0]])) if place else ""
     after = _plain(" ".join(turn.written[place[1] + 1 : place[1] + 1 + CUE_WORDS])) if place else ""
     if place is None:

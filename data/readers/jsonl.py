@@ -34,7 +34,7 @@ def read(root: Path) -> Iterator[SourceRow | Finding]:
 def read_folder_ontology(root: Path) -> Ontology | None:
     """`ontology.json` of the folder, where there is one. Raises CorpusError."""
     path = root / ONTOLOGY_FILE
-    return read_ontology(path) if path.is_file() else None
+    return read_ontology(path) if path.exists() else None
 
 
 def read_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from data.executors import Executor, ProcessExecutor, SerialExecutor
@@ -13,15 +14,24 @@ from orchestrator.layout import DEFAULT_STORE, open_store
 SubParsers = argparse._SubParsersAction  # what `add_subparsers` returns; argparse gives the class no public name
 
 
-def add_store(parser: argparse.ArgumentParser, option: str = "--store") -> None:
-    """The option that says which store; its value is a path, see `orchestrator.layout.open_store`."""
+def add_store(parser: argparse.ArgumentParser, *more_names: str) -> None:
+    """The option --store, and other names of it: which store, a path for `orchestrator.layout.open_store`."""
     parser.add_argument(
-        option,
-        dest="store",
-        default=os.environ.get("SLOTGRID_STORE", str(DEFAULT_STORE)),
+        "--store",
+        *more_names,
+        default=_usual_store(),
         metavar="STORE",
         help="folder of everything (default: SLOTGRID_STORE, else ./runs)",
     )
+
+
+def store_words(options: argparse.Namespace) -> str:
+    """What the next command has to say of the store: nothing where it is the usual one."""
+    return "" if options.store == _usual_store() else f" --store {shlex.quote(options.store)}"
+
+
+def _usual_store() -> str:
+    return os.environ.get("SLOTGRID_STORE", str(DEFAULT_STORE))
 
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.readers.registry import READERS
-from orchestrator.commands.corpora import SubParsers, add_store, add_workers, executor_of
+from orchestrator.commands.corpora import SubParsers, add_store, add_workers, executor_of, store_words
 from orchestrator.layout import open_store
 from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE
@@ -46,7 +45,7 @@ def add_command(verbs: SubParsers) -> None:
         help="keep a sentence that stands in two splits, with a warning",
     )
     add_workers(parser)
-    parser.set_defaults(act=import_to_store, usual_store=parser.get_default("store"))
+    parser.set_defaults(act=import_to_store)
 
 
 def import_to_store(options: argparse.Namespace) -> int:
@@ -76,7 +75,7 @@ def import_to_store(options: argparse.Namespace) -> int:
     _print_report(report, console)
     made = f"{report.corpus.root}, fingerprint {report.corpus.fingerprint[:12]}; licence: {reader.licence}"
     console.print(escape(made), soft_wrap=True)
-    where = "" if options.store == options.usual_store else f" --store {shlex.quote(options.store)}"
+    where = store_words(options)
     for command in (
         f"slotgrid data stats {name}{where}",
         f"slotgrid data annotate {name}{where}",
@@ -94,7 +93,7 @@ def _print_report(report: ImportReport, console: Console) -> None:
         splits.add_row(split, f"{held.examples:,}", f"{held.hours:.3f}", f"{held.labels:,}", f"{held.domains:,}")
     console.print(splits)
     if report.dropped:
-        dropped = Table("rows dropped", "kind", "the first of them", box=None, pad_edge=False)
+        dropped = Table("dropped", "kind", "the first of them", box=None, pad_edge=False)
         dropped.columns[0].justify = "right"
         for kind, lost in report.dropped.items():
             dropped.add_row(f"{lost.rows:,}", kind, Text(lost.first))
@@ -102,4 +101,4 @@ def _print_report(report: ImportReport, console: Console) -> None:
         console.print(escape(f"each is a line of {report.rejected}"), soft_wrap=True)
     if report.warnings:
         kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in report.warnings.items())
-        console.print(escape(f"rows kept with a warning: {kinds}; `slotgrid data validate` tells each"), soft_wrap=True)
+        console.print(escape(f"rows kept with a warning: {kinds}; each is a line of {report.warned}"), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,9 @@ from rich.table import Table
 
 from data.atomic import write_json
 from data.manifest import open_corpus
-from orchestrator.commands.corpora import SubParsers, add_corpus, corpus_of
+from orchestrator.commands.corpora import SubParsers, add_corpus, corpus_of, store_words
 from orchestrator.corpus_sheet import draw_sheet
-from orchestrator.corpus_stats import SAMPLE, CorpusStats, Spread, measure_corpus
+from orchestrator.corpus_stats import SAMPLE, CorpusStats, SplitStats, Spread, measure_corpus
 from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE
 
@@ -63,7 +64,8 @@ def show_stats(options: argparse.Namespace) -> int:
     train = next((part for part in stats.splits if part.split == "train"), None)
     if train and train.with_trace < train.examples:
         missing = train.examples - train.with_trace
-        lines[1] += f"; {missing:,} training examples have no reasoning trace: slotgrid data annotate {options.corpus}"
+        command = f"slotgrid data annotate {shlex.quote(options.corpus)}{store_words(options)}"
+        lines[1] += f"; {missing:,} training examples have no reasoning trace: {command}"
     for line in lines:
         console.print(escape(line), soft_wrap=True)
     return EXIT_DONE
@@ -98,7 +100,7 @@ def _splits_table(stats: CorpusStats) -> Table:
             part.split,
             f"{part.examples:,}",
             f"{part.hours:.2f}",
-            f"{part.speakers:,}" if part.speakers else "-",
+            _speakers(part),
             f"{len(part.domains)}",
             f"{part.with_trace:,}",
             f"{part.slots:,}",
@@ -106,6 +108,12 @@ def _splits_table(stats: CorpusStats) -> Table:
             unseen,
         )
     return table
+
+
+def _speakers(part: SplitStats) -> str:
+    if not part.speakers:
+        return "-"
+    return f"{part.speakers:,}" + (f" ({part.train_speakers:,} of train)" if part.train_speakers else "")
 
 
 def _lengths_table(stats: CorpusStats) -> Table:

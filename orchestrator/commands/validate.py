@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.commands.corpora import SubParsers, add_workers, executor_of
+from orchestrator.commands.corpora import SubParsers, add_store, add_workers, executor_of
+from orchestrator.corpora import find_corpus
+from orchestrator.layout import open_store
 from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE, EXIT_ERROR
 
@@ -32,7 +34,9 @@ def add_command(verbs: SubParsers) -> None:
         "to a folder beside it. Exit code 2 when a row is rejected.",
         allow_abbrev=False,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a manifest.jsonl, or the folder that holds it")
+    help_ = "a manifest.jsonl, the folder that holds it, or a corpus of the store by its name"
+    parser.add_argument("manifest", metavar="MANIFEST", help=help_)
+    add_store(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -63,7 +67,7 @@ def validate_manifest(options: argparse.Namespace) -> int:
     console = open_console()
     with stage_progress(open_console(file=sys.stderr) if options.json else console, "checking") as on_progress:
         report = validate(
-            options.path.expanduser(),
+            _manifest_of(options),
             out=options.out,
             ontology=options.ontology,
             allow_shared_sentences=options.allow_shared_sentences,
@@ -75,6 +79,13 @@ def validate_manifest(options: argparse.Namespace) -> int:
     else:
         _print_report(report, console)
     return EXIT_ERROR if report.errors else EXIT_DONE
+
+
+def _manifest_of(options: argparse.Namespace) -> Path:
+    """A path that exists, or looks like one; else the corpus of that name. Raises CorpusError."""
+    path = Path(options.manifest).expanduser()
+    is_path = path.exists() or path.name != options.manifest
+    return path if is_path else find_corpus(options.manifest, open_store(options.store))
 
 
 def _print_report(report: ValidationReport, console: Console) -> None:
@@ -102,7 +113,7 @@ def _print_report(report: ValidationReport, console: Console) -> None:
             if report.errors
             else f"slotgrid data stats {shlex.quote(str(folder))}"
         )
-    elif report.errors:
+    elif report.errors or "split-absent" in report.by_kind:
         remedy = f"correct {report.manifest} and validate again; an import leaves the rejected rows out"
     else:
         remedy = f"slotgrid data import jsonl {shlex.quote(str(folder))} --name NAME"

@@ -47,6 +47,15 @@ BROKEN = {
     "a nested list that needs a repair": '{"name": [["Anna"],],}',
     "nothing in it": "<response>{</response>",
     "list, not object": '["Anna"]',
+    "a list of objects": '[{"name": "Anna"}, {"city": "Paris"}]',
+    "a list of labels and values": '```json\n[\n  {"label": "name", "value": "Anna"}\n]\n```',
+    "a table": "| label | value |\n|---|---|\n| name | Anna |",
+    "a wrapper": '{"slots": {"name": "Anna"}}',
+    "a tool call": '<tool_call>{"name": "fill", "arguments": {"name": "Anna"}}</tool_call>',
+    "a set": '{"Anna", "Paris"}',
+    "a template before the answer": '{label: value}\n{"name": "Anna"}',
+    "half of an amount": '{"share": 50%, "name": "Anna"}',
+    "half of a time": '{"time": 7 AM}',
     "nested object": '{"name": {"first": "Anna"}}',
     "object in a list": '{"name": [{"first": "Anna"}]}',
     "list in a list": '{"name": [["Anna"]]}',
@@ -85,6 +94,31 @@ def test_unclosed_response_is_read_and_reported():
     assert answer == Answer(slots=(("name", "Anna"),), thought=True, closed=False, parse_failure=False)
 
 
+THOUGHTS = {
+    "closed twice": "<thinking>hm</thinking></thinking>",
+    "two blocks": '<thinking>hm</thinking>\n<thinking>{"name": "Ben"}?</thinking>',
+    "begun by the prompt": 'I hear {"name": "Ben"}</thinking>',
+    "as other models write it": '<think>\n{"name": "Ben"}\n</think>\n\n',
+    "in capitals": '<Thinking>{"name": "Ben"}</THINKING>',
+    "a response in it": '<thinking>like <response>{"name": "Ben"}</response></thinking>',
+}
+
+
+@pytest.mark.parametrize("thinking", THOUGHTS.values(), ids=THOUGHTS.keys())
+def test_what_is_thought_is_never_the_answer(thinking):
+    expected = Answer(slots=(("name", "Anna"),), thought=True, closed=True, parse_failure=False)
+    assert parse_answer(thinking + '<response>{"name": "Anna"}</response>') == expected
+    assert parse_answer(thinking) == Answer(slots=(), thought=True, closed=True, parse_failure=True)
+    begun = parse_answer(f'{thinking}<thinking>or {{"name": "Carl"}}')
+    assert begun == Answer(slots=(), thought=True, closed=False, parse_failure=True)
+
+
+def test_tags_behind_the_beginning_of_the_answer_are_no_thought():
+    for text in ('{"name": "Anna"} <thinking>next', '<response>{"name": "Anna"}</response></thinking>'):
+        answer = parse_answer(text)
+        assert (answer.slots, answer.thought, answer.parse_failure) == ((("name", "Anna"),), False, False)
+
+
 def test_an_empty_thinking_block_is_no_thinking():
     assert not parse_answer('<thinking>\n</thinking><response>{"name": "Anna"}</response>').thought
 
@@ -102,6 +136,17 @@ REPAIRED = {
         '{"n": 007, "price": 1.50, "day": 2024-03-03, "x": -2,}',
         (("n", "007"), ("price", "1.50"), ("day", "2024-03-03"), ("x", "-2")),
     ),
+    "curly quotes": ("{“name”: “Anna”}", (("name", "Anna"),)),
+    "an apostrophe in single quotes": (
+        "{'name': 'O'Brien', 'city': 'Paris'}",
+        (("name", "O'Brien"), ("city", "Paris")),
+    ),
+    "comments": (
+        '{"name": "Anna", // the caller\n "city": "Paris" # where to\n}',
+        (("name", "Anna"), ("city", "Paris")),
+    ),
+    "a number with commas": ('{"price": 1,000, "name": "Anna"}', (("price", "1,000"), ("name", "Anna"))),
+    "an ellipsis": ('{"name": "Anna", ...}', (("name", "Anna"),)),
     "of a label twice the last": ('{"item": "hat", "item": "scarf",}', (("item", "scarf"),)),
 }
 
@@ -229,7 +274,7 @@ PIECES = (
         "\ufeff",
         '{"a": ',
     ),
-    *("<thinking>", "</thinking>", "<response>", "</response>", "</s>", '", "', '": "', '"}'),
+    *("<thinking>", "</thinking>", "<think>", "</think>", "<response>", "</response>", "</s>", '", "', '": "', '"}'),
 )
 
 
@@ -304,8 +349,8 @@ def test_no_text_takes_a_second(unit):
             assert time.process_time() - begun < 1, (start, length)
 
 
-def test_twenty_thousand_broken_answers_raise_nothing():
-    check_fuzz(20_000, seed=0)
+def test_ten_thousand_broken_answers_raise_nothing():
+    check_fuzz(10_000, seed=0)
 
 
 @pytest.mark.slow

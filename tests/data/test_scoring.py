@@ -262,6 +262,10 @@ HARD_VALUES = (
 )
 
 
+def test_a_number_without_end_keeps_its_own_digits() -> None:
+    assert normalize_value("x " + "7" * 5000) == ("x", "7" * 5000)
+
+
 def test_normaliser_is_whispers():
     from whisper.normalizers import EnglishTextNormalizer
 

@@ -250,6 +250,15 @@ def test_the_same_words_after_other_turns_are_another_sentence(folder: Path) -> 
     assert found == [(1, "sentence-in-two-splits")] and not report.errors and report.good == 5
 
 
+def test_a_dialogue_in_two_splits_is_told(folder: Path) -> None:
+    lines = [
+        {**row(n, split), "dialogue": "call 1"} for n, split in enumerate(("train", "train", "validation", "test"))
+    ]
+    report, found = check(folder, [*lines, {**row(4, "train"), "dialogue": "call 2"}])
+    assert found == [(line, "dialogue-in-two-splits") for line in (1, 2, 3)] and report.good == 5
+    assert "has a turn on line 4 (id 'row-3', split test) too, and this row is in train" in str(report.warnings[0])
+
+
 def test_a_row_that_is_out_pushes_nobody_out() -> None:
     def key(line: int, id: str, split: Split, audio: str, said: str, asked: str = "") -> Any:
         context = (Turn(speaker="agent", text=asked),)

@@ -28,7 +28,7 @@ class Batches:
     queue: int | None = None  # requests that may wait at once; a batch above it fails
     looks: int = 2  # until a batch is complete
     complaint: str = "it broke"  # of a request that failed
-    garbled: bool = False  # batches are created, but the reply is no JSON
+    garbled: int = 0  # replies about batches, from the first one, that are no JSON
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["batches"]:
                 self._list(server.batches.newest_first())
             case ["batches", name] if name in server.batches.batches:
-                self._reply(200, server.batches.look(name, server.faults))
+                self._tell_batch(server.batches.look(name, server.faults))
             case _:
                 self._fail(404, "not_found", "no such path")
 
@@ -144,9 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
                 batch = server.batches.create(json.loads(body))
                 if server.faults.draw(batch["id"], ("batch_creation_cut",)):
                     raise _Cut
-                if server.batches.garbled:
-                    return self._send(200, b'{"id": "batch_', "application/json")
-                self._reply(200, batch)
+                self._tell_batch(batch)
             case _:
                 self._fail(404, "not_found", "no such path")
 
@@ -195,6 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.bank.ready_at[reply["id"]] = time.time() + server.faults.background_s
             reply = response(name, body["model"], None, usage)
         self._reply(200, reply)
+
+    def _tell_batch(self, batch: dict[str, Any]) -> None:
+        if self.server.batches.garbled > 0:
+            self.server.batches.garbled -= 1
+            return self._send(200, b'{"id": "batch_', "application/json")
+        return self._reply(200, batch)
 
     def _list(self, rows: list[dict[str, Any]]) -> None:
         self._reply(200, {"object": "list", "data": rows, "has_more": False, "first_id": None, "last_id": None})

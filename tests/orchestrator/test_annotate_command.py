@@ -122,6 +122,16 @@ def test_what_cannot_work_is_told_in_one_line(
     assert code == 2 and told_as in told and told.count("\n") == 1 and "secret" not in told
 
 
+def test_a_traceback_for_developers_does_not_hold_the_key(
+    tmp_path: Path, server: LoopbackServer, slotgrid: Slotgrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text_corpus(tmp_path, 3)
+    monkeypatch.setenv("SLOTGRID_DEBUG", "1")
+    server.key = "another"
+    code, told = slotgrid("data", "annotate", tmp_path, "--base-url", server.url, "--yes")
+    assert code == 2 and "Traceback" in told and "does not accept the key" in told and KEY not in told
+
+
 def test_ctrl_c_waits_for_the_answers_on_their_way_and_tells_how_to_resume(tmp_path: Path) -> None:
     write_text_corpus(tmp_path, 60)
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(ROOT)}

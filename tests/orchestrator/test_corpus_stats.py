@@ -70,6 +70,7 @@ def test_what_is_counted_by_hand() -> None:
     assert (train.slots, train.values, train.unseen_values, train.unseen_slots) == (3, 2, None, None)
     assert (train.context_turns, train.slots_per_example) == ({0: 2, 2: 1}, {0: 1, 1: 1, 2: 1})
     assert (test.speakers, test.hours) == (0, 1.0006)
+    assert (train.train_speakers, test.train_speakers) == (None, 0)
     assert (test.slots, test.values, test.unseen_values, test.unseen_slots) == (3, 2, 1, 2)
     assert stats.train_value_counts == {1: 1, 2: 1}, "monday once, denver twice whatever its case"
     assert [(label.label, label.count, label.values, label.domains) for label in stats.labels] == [

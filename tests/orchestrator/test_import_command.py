@@ -40,13 +40,24 @@ def test_every_format(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     corpus = open_corpus(store / "prepared/corpora" / name)
     assert corpus.name == name and all(corpus.split(split) for split in ("train", "validation", "test"))
     assert {slot.label for row in corpus.examples for slot in row.example.slots} <= corpus.ontology.labels().keys()
-    assert "rows dropped" not in out and READERS[name].licence in out
+    assert "the first of them" not in out and READERS[name].licence in out
     assert out.splitlines()[-3:] == [
         f"next: slotgrid data stats {name} --store {shlex.quote(str(store))}",
         f"next: slotgrid data annotate {name} --store {shlex.quote(str(store))}",
         f"next: python experiments/grid.py plan --corpus {name} --store {shlex.quote(str(store))}",
     ]
     assert run(capsys, name, samples / name, "--out", store, "--workers", "1") == (code, out, err)
+
+
+def test_statistics_lead_on_with_the_same_store(
+    samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "my store"
+    assert run(capsys, "jsonl", samples / "jsonl", "--out", store, "--workers", "1")[0] == 0
+    assert main(["data", "stats", "jsonl", "--store", str(store), "--sample", "1"]) == 0
+    assert (
+        capsys.readouterr().out.rstrip().endswith(f": slotgrid data annotate jsonl --store {shlex.quote(str(store))}")
+    )
 
 
 def test_dropped_rows_are_counted_and_shown(
@@ -67,16 +78,18 @@ def test_dropped_rows_are_counted_and_shown(
     root = tmp_path / "runs/prepared/corpora/calls"
     lines = out.splitlines()
     shown = {line.split()[1]: line.split(maxsplit=2) for line in lines if " audio-" in line}
-    assert shown["audio-not-found"][0] == "2" and shown["audio-not-found"][2].startswith("manifest.jsonl, line 1: ")
+    assert shown["audio-not-found"][0] == "2" and shown["audio-not-found"][2].startswith(
+        "manifest.jsonl, line 1, field audio: "
+    )
     assert (
         shown["audio-silent"][2].strip()
-        == f"manifest.jsonl, line {len(rows) + 3}: silent.wav: is silent (every sample is 0)"
+        == f"manifest.jsonl, line {len(rows) + 3}, field audio: silent.wav: is silent (every sample is 0)"
     )
     assert f"each is a line of {root / 'rejected.jsonl'}" in lines
     assert lines[-1] == "next: python experiments/grid.py plan --corpus calls"
     assert len((root / "rejected.jsonl").read_text().splitlines()) == 3
     code, _, err = run(capsys, "jsonl", samples / "jsonl", "--name", "calls", "--workers", "1")
-    assert code == 2 and "holds another corpus (other files); choose another --name" in err
+    assert code == 2 and "holds another corpus (the files have changed since); choose another --name" in err
 
 
 def test_errors_are_told_in_one_line(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

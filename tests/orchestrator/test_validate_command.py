@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from corpus_samples import jsonl
+from data.json_lines import CorpusError
 from orchestrator.cli import OneLineParser
 from orchestrator.commands import validate
 
@@ -55,6 +57,28 @@ def test_bad_rows_are_told_line_by_line(corpus: Path, capsys: pytest.CaptureFixt
     assert "       2  error    audio-not-found" in lines and "19 rows: 17 good" in lines[-3]
     assert f"{corpus}/checked/rejected.jsonl" in lines[-2] and lines[-1].startswith("next: correct ")
     assert (corpus / "manifest.jsonl").read_bytes() == before and not (corpus / "validated").exists()
+
+
+def test_a_corpus_of_the_store_goes_by_its_name(
+    corpus_root: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(corpus_root, tmp_path / "store/prepared/corpora/calls")
+    store = ("--store", tmp_path / "store")
+    assert run("calls", *store) == 0
+    assert "0 rejected" in capsys.readouterr().out
+    assert run(corpus, *store) == 0, "a path that exists wins"
+    with pytest.raises(CorpusError, match=r"^cals: is no .* \(the store has calls\)"):
+        run("cals", *store)
+
+
+def test_a_manifest_that_an_import_would_refuse_is_not_called_ready(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = corpus / "manifest.jsonl"
+    rows = [{**json.loads(line), "split": "train"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(corpus) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("next: correct ")
 
 
 def test_a_flood_is_cut_short(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,21 @@ def test_what_decides_an_answer_enters_the_fingerprint_and_where_it_runs_does_no
         )
     }
     assert len(names) == 5
+    other, _ = run(corpus, server, config=AnnotatorConfig(model="gpt-4o-mini"), limit=2)
+    assert other != first and len(server.bank.bills) == 4
+    run(corpus, server, limit=2)
+    assert len(server.bank.bills) == 4  # what the first one answered is kept
+
+
+def test_of_a_corpus_that_was_made_anew_only_what_changed_is_asked_for_again(
+    corpus: Corpus, server: LoopbackServer
+) -> None:
+    run(corpus, server)
+    write_text_corpus(corpus.root, 20, poisoned=1)  # one transcript is another one
+    assert open_corpus(corpus.root).traces is None
+    _, report = run(open_corpus(corpus.root), server, config=AnnotatorConfig())
+    assert (report.accepted, report.quarantined, len(server.bank.bills)) == (19, 1, 20 + 3)
+    assert paid_once(server) and report.cost_usd == dollars(server)
 
 
 def test_a_rejected_answer_is_asked_for_again_with_the_reason_and_at_last_quarantined(
@@ -141,6 +156,63 @@ def test_an_answer_that_was_paid_for_is_found_instead_of_asked_for_again(corpus:
     with running_server(Faults(cut_after=1.0)) as server:
         _, report = run(corpus, server)
         assert report.answers_by_way == {"found": 20} and len(server.bank.bills) == 20
+
+
+def run_and_lose_track(
+    corpus: Corpus, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, config: AnnotatorConfig | None = None
+) -> Path:
+    """A run that ends while the outcome of some requests is unknown, as a kill leaves it; the ledger."""
+    from data.annotate import OpenAIServer
+
+    async def gone(*given):
+        raise AnnotationStoppedError("gone")
+
+    with monkeypatch.context() as patch, pytest.raises(AnnotationStoppedError, match="gone"):
+        patch.setattr(OpenAIServer, "find", gone)
+        run(corpus, server, config=config)
+    return next(corpus.root.glob("annotations/*/ledger.jsonl"))
+
+
+@pytest.mark.parametrize("clock", [0.0, 4e9])
+def test_a_clock_that_was_set_makes_no_request_older_or_younger(
+    clock: float, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(Faults(cut_after=0.3)) as server:
+        server.listed_after_s = 0.8  # of the 1.1 that are waited
+        ledger = run_and_lose_track(corpus, server, monkeypatch)
+        rows = [{**json.loads(line), "time": clock} for line in ledger.read_text().splitlines()]
+        ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _, report = run(corpus, server)
+        assert report.accepted == 20 and paid_once(server) and report.cost_usd == dollars(server)
+
+
+def test_where_the_account_keeps_nothing_a_lost_answer_counts_as_paid(corpus: Corpus) -> None:
+    with running_server(Faults(cut_after=0.2)) as server:
+        server.forgets = True
+        _, report = run(corpus, server)
+        assert report.accepted == 20 and len(server.bank.bills) > 20
+        assert dollars(server) <= report.cost_usd and report.of_it_lost_usd > 0
+
+
+def test_a_full_disk_ends_the_run_and_loses_no_answer(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    with running_server(Faults(working_s=0.02)) as server:
+        write, room = os.write, [8_000]
+
+        def fill(handle: int, data: bytes) -> int:
+            written = min(room[0], len(data))
+            room[0] -= written
+            if not written:
+                raise OSError(28, "No space left on device")
+            return write(handle, data[:written])
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, "write", fill)
+            run(corpus, server)
+        assert 0 < len(server.bank.bills) < 20
+        _, report = run(corpus, server)
+        assert report.accepted == 20 and paid_once(server) and report.cost_usd == dollars(server)
 
 
 def test_retry_after_is_waited_for(corpus: Corpus) -> None:
@@ -243,16 +315,11 @@ def test_the_responses_api(stored: bool, corpus: Corpus) -> None:
 def test_a_response_is_fetched_by_its_name_after_a_time_out_or_a_restart(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data.annotate import OpenAIServer
-
-    async def gone(*given):
-        raise AnnotationStoppedError("gone")
-
-    config, pace = AnnotatorConfig(api="responses"), replace(PACE, timeout_s=0.3, grace_s=3.0)
-    with running_server(Faults(background_s=0.7)) as server:
-        with monkeypatch.context() as patch, pytest.raises(AnnotationStoppedError, match="gone"):
-            patch.setattr(OpenAIServer, "find", gone)
-            run(corpus, server, config=config, pace=pace)
+    config = AnnotatorConfig(api="responses")
+    # However long the server is at it, longer than time-out and grace too: as long as it says so.
+    pace = replace(PACE, timeout_s=0.3, grace_s=0.1)
+    with running_server(Faults(background_s=0.9)) as server:
+        run_and_lose_track(corpus, server, monkeypatch, config)
         assert server.bank.bills
         _, report = run(corpus, server, config=config, pace=pace)
         assert report.accepted == 20 and report.answers_by_way["found"] >= 8
@@ -290,6 +357,14 @@ def test_the_key_is_in_no_file_no_log_and_no_error(
     told = everything_in(corpus.root) + caplog.text + str(stopped.value) + str(stopped_alone.value)
     assert "Incorrect API key provided" in told  # the server repeats the key in it
     assert secret not in told and KEY not in told
+
+
+def test_the_key_does_not_follow_a_redirect_to_another_server(corpus: Corpus, server: LoopbackServer) -> None:
+    with running_server() as other:
+        server.redirects_to = other.url
+        with pytest.raises(AnnotationStoppedError, match="does not accept the key"):
+            run(corpus, server)
+        assert other.keys == {None} and not other.bank.bills
 
 
 def test_a_key_that_is_missing_or_broken_is_told_with_both_remedies(

@@ -121,6 +121,55 @@ def test_a_batch_that_was_never_created_is_sent_again(corpus: Corpus) -> None:
         assert report.accepted == 40 and report.cost_usd == dollars(server) and paid_once(server)
 
 
+def test_garbage_for_an_answer_makes_no_second_batch(corpus: Corpus) -> None:
+    with running_server() as server:
+        server.batches.garbled = 2  # its creation and the first look at it
+        _, report = run(corpus, server)
+        assert report.accepted == 40 and len(server.batches.batches) == 1
+
+
+def test_an_answer_to_an_example_that_has_changed_since_counts_as_paid(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.annotate import OpenAIServer
+
+    async def kill(*given):
+        raise Killed
+
+    with running_server() as server:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(OpenAIServer, "look", kill)
+            run(corpus, server)
+        write_text_corpus(corpus.root, 40, poisoned=1)
+        _, report = run(open_corpus(corpus.root), server)
+        assert (report.accepted, report.quarantined) == (39, 1)
+        assert paid_once(server) and report.of_it_lost_usd > 0 and dollars(server) <= report.cost_usd
+
+
+def test_a_batch_of_another_account_is_told_and_not_sent_again(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data.annotate import OpenAIServer
+
+    async def kill(*given):
+        raise Killed
+
+    with running_server() as server, running_server() as other:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(OpenAIServer, "look", kill)
+            run(corpus, server)
+        with pytest.raises(AnnotationStoppedError, match=r"not there.*--base-url"):
+            run(corpus, other)
+        assert not other.batches.batches
+        assert run(corpus, server)[1].accepted == 40
+
+
+def test_the_key_reaches_no_file_even_if_a_batch_repeats_it(corpus: Corpus) -> None:
+    with running_server(Faults(batch_failing=0.2)) as server:
+        server.batches.complaint = f"no room for {KEY}"
+        folder, _ = run(corpus, server)
+    told = "".join(path.read_text() for path in folder.rglob("*.jsonl"))
+    assert "no room for ***" in told and KEY not in told
+
+
 class Killed(BaseException):
     """As if the process ended here."""
 

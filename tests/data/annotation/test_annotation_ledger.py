@@ -83,7 +83,7 @@ def test_a_kill_at_any_byte_leaves_a_ledger_that_goes_on(tmp_path: Path) -> None
     ledger.close()
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    for cut in range(0, len(whole), 7):
+    for cut in range(0, len(whole), 13):
         path.write_bytes(whole[:cut])
         torn = Ledger(path)
         kept = path.read_bytes()
@@ -93,12 +93,23 @@ def test_a_kill_at_any_byte_leaves_a_ledger_that_goes_on(tmp_path: Path) -> None
         assert "z" in Ledger(path).open
 
 
-def test_a_damaged_line_is_told_and_nothing_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("found", "left", "line"),
+    [
+        (b'"event": "Sent"', b'"event": "Sold"', 1),
+        (b'"0.0042"', b'"a lot"', 3),
+        (b'"tokens_in": 10', b'"tokens_in": "10"', 3),
+        (b'"request": "b", "response"', b'"request": "z", "response"', 4),  # of a request that was never sent
+        (b'"batch": "k", "requests"', b'"batch": "z", "requests"', 10),
+        (b'"event"', b"\0\0\0\0\0\0\0", 1),
+    ],
+)
+def test_a_damaged_line_is_told_and_nothing_is_cut(found: bytes, left: bytes, line: int, tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    Ledger(path).append(*EVENTS[:3])
-    path.write_bytes(path.read_bytes().replace(b'"Sent"', b'"Sold"', 1))
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="line 1: is no event"):
+    Ledger(path).append(*EVENTS)
+    before = path.read_bytes().replace(found, left, 1)
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match=f"line {line}: is no event.*restore the file"):
         Ledger(path)
     assert path.read_bytes() == before
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,16 +16,9 @@ from data.readers.fluent_speech_commands import READER
 from data.readers.source import SourceRow, draw_split
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    fluent_speech_commands.write(folder)
-    return folder
-
-
 @pytest.fixture
-def root(sample: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(fluent_speech_commands)
 
 
 def read(root: Path) -> tuple[list[SourceRow], list[Finding]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,9 +16,8 @@ from data.readers.source import SourceRow
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    slue_voxpopuli.write(tmp_path / "slue-voxpopuli")
-    return tmp_path / "slue-voxpopuli"
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(slue_voxpopuli)
 
 
 def rows_of(root: Path) -> tuple[list[SourceRow], list[Finding]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,16 +19,9 @@ from data.readers.source import SourceRow
 Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    slurp.write(folder)
-    return folder
-
-
 @pytest.fixture
-def root(sample: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(slurp)
 
 
 def read(root: Path) -> tuple[list[SourceRow], list[Finding]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow
@@ -23,16 +23,9 @@ TRAIN = "de-DE/train-00000-of-00001.parquet"
 ROWS = 18
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    speech_massive.write(folder)
-    return folder
-
-
 @pytest.fixture
-def root(sample: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(speech_massive)
 
 
 def read(root: Path) -> tuple[list[SourceRow], list[Finding]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ TEXTS = "text_5700_train_dev/data.json"
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    spokenwoz.write(tmp_path / "spokenwoz")
-    return tmp_path / "spokenwoz"
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(spokenwoz)
 
 
 def rows_of(root: Path) -> tuple[dict[str, SourceRow], list[Finding]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -97,9 +99,8 @@ def test_slot_words_are_found_as_whole_words(words: str, text: str, found: str |
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    stop.write(tmp_path / "stop")
-    return tmp_path / "stop"
+def root(copy_of: Callable[[ModuleType], Path]) -> Path:
+    return copy_of(stop)
 
 
 def rows_of(root: Path) -> tuple[list[SourceRow], list[Finding]]:
@@ -177,6 +178,14 @@ def test_a_defect_costs_its_line_only(root: Path, cells: dict[str, str], kind: s
     (finding,) = findings
     assert (finding.kind, finding.field, finding.line) == (kind, field, 3)
     assert finding.file == root / "manifests" / "train.tsv" and "\n" not in str(finding)
+
+
+def test_audio_may_lie_on_another_disk(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    disk = tmp_path_factory.mktemp("disk") / "train_0"
+    (root / "train_0").rename(disk)
+    (root / "train_0").symlink_to(disk)
+    rows, findings = rows_of(root)
+    assert len(rows) == 20 and findings == []
 
 
 def test_a_line_that_is_not_utf8_costs_itself_only(root: Path) -> None:
