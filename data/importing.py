@@ -321,7 +321,8 @@ def _open_finished(root: Path, made_from: Mapping[str, Any]) -> ImportReport | N
             if before
         ]
         raise CorpusError(
-            f"{root}: holds another corpus ({', '.join(told) or 'not an imported one'}); choose another --name, or delete what is in it but annotations/, which may have been paid for"
+            f"{root}: holds another corpus ({', '.join(told) or 'not an imported one'}); choose another --name, "
+            "or delete what is in it but annotations/, which may have been paid for"
         )
     if not finished:
         return None

@@ -43,7 +43,7 @@ def test_a_corpus_of_each_format_trains_in_the_smoke_scale(name: str, lab: Path)
     assert "next:" in slotgrid("data", "import", name, str(source), "--out", "runs", "--workers", "1", cwd=lab)
     corpus = lab / "runs" / "prepared" / "corpora" / name
     slotgrid("data", "validate", str(corpus), cwd=lab)
-    slotgrid("data", "annotate", name, "--annotator", "rule", "--yes", cwd=lab)
+    slotgrid("data", "annotate", name, "--annotator", "rule", cwd=lab)
     only = ("mode=hybrid", "mode=regular") if name == "slurp" else ("mode=hybrid",)
     grid = (str(ROOT / "experiments" / "grid.py"), "--scale", "smoke", "--corpus", name, "--only", *only)
     run(*grid, cwd=lab)
