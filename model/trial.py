@@ -71,12 +71,12 @@ def run_trial(
     `on_checkpoint(step)` is called on every rank after a checkpoint is committed; what it raises ends the trial there.
     """
     torch.set_num_threads(execution.cpus_per_worker)
-    _join_process_group(use_gpu=execution.use_gpu)
+    join_process_group(use_gpu=execution.use_gpu)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.foundation)
-    trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data)
+    trial_data = open_data(config, tokenizer, paths)
+    model = build_trial_model(config, execution, trial_data)
     checkpoint = _from_rank_zero(lambda: newest_checkpoint(paths.output / "checkpoints"))
     if checkpoint:
         load_trainable(model, checkpoint)
@@ -130,8 +130,8 @@ def score_checkpoint(
     """
     torch.set_num_threads(execution.cpus_per_worker)
     tokenizer = load_tokenizer(config.foundation)
-    trial_data = _open_data(config, tokenizer, paths)
-    model = _build_model(config, execution, trial_data)
+    trial_data = open_data(config, tokenizer, paths)
+    model = build_trial_model(config, execution, trial_data)
     if trained:
         checkpoint = newest_checkpoint(paths.output / "checkpoints")
         if checkpoint is None:
@@ -262,13 +262,15 @@ def _from_rank_zero(decide: Callable[[], Decision]) -> Decision:
     return decision[0]
 
 
-def _open_data(config: TrialConfig, tokenizer: Any, paths: TrialPaths) -> TrialData:
+def open_data(config: TrialConfig, tokenizer: Any, paths: TrialPaths) -> TrialData:
+    """What a trial trains and is evaluated on. Raises ValueError as `TrialData` does."""
     return TrialData(
         config, tokenizer, corpus=paths.corpus, encoder_states=paths.encoder_states, encoder_key=paths.encoder_key
     )
 
 
-def _build_model(config: TrialConfig, execution: Execution, trial_data: TrialData) -> SpeechLLM:
+def build_trial_model(config: TrialConfig, execution: Execution, trial_data: TrialData) -> SpeechLLM:
+    """The untrained speechLLM of a trial; its adapter knows the statistics of the train split's encoder states."""
     mean, std = trial_data.state_statistics()
     return build_speech_llm(
         config.foundation,
@@ -282,7 +284,7 @@ def _build_model(config: TrialConfig, execution: Execution, trial_data: TrialDat
     )
 
 
-def _join_process_group(*, use_gpu: bool) -> None:
+def join_process_group(*, use_gpu: bool) -> None:
     """Use Ray Train's process group; in a plain process make one of a single member, which needs no port."""
     if not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train and other launchers set it

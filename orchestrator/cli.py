@@ -130,6 +130,8 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds: {options.seeds} is too few; give at least 1")
     scale, scale_line = choose_scale(options.scale)
+    if options.hardware and not scale.execution.use_gpu:
+        raise ValueError(f"--hardware: scale {scale.name} uses no GPU; --scale small or --scale paper do")
     store = open_store(options.store)
     if options.corpus is not None:
         scale = scale.on(describe_corpus(find_corpus(options.corpus, store)))

@@ -5,6 +5,7 @@
         plan.json lease.json results.csv costs.csv report.md heatmap.png
         trials/<trial_id>/config.json result.json metrics.jsonl status.json checkpoints/ predictions-<mode>.jsonl
         trials/<trial_id>/attempts/<n>/{log,failure.json,...}
+        canaries/<foundation>/report.json and what a trial leaves
 
 Nothing here reads or creates a file; only attempts are listed.
 """
@@ -144,6 +145,10 @@ class RunFolder:
     def trial(self, trial_id: str) -> TrialFolder:
         """The folder of one trial; it need not exist."""
         return TrialFolder(self.trials / trial_id)
+
+    def canary(self, foundation: str) -> TrialFolder:
+        """The folder of a foundation's canary; it need not exist."""
+        return TrialFolder(self.path / "canaries" / foundation)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def make_plan(
         store=store,
         states=states,
         prerequisites=prerequisites,
-        capacities=_capacities(scale, left, hardware) if hardware else {},
+        capacities=_capacities(scale, left, hardware) if hardware and scale.execution.use_gpu else {},
         rerun_stale=rerun_stale,
     )
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -113,14 +113,23 @@ def seconds_left(progress: Sequence[TrialProgress], *, concurrent: int) -> float
 class GridProgress:
     """Shows a grid while it runs, from a thread of its own."""
 
-    def __init__(self, run: RunFolder, trial_ids: Sequence[str], console: Console, *, concurrent: int) -> None:
-        """`trial_ids`: all of the grid, in its order; those done before count as done."""
+    def __init__(
+        self,
+        run: RunFolder,
+        trial_ids: Sequence[str],
+        console: Console,
+        *,
+        concurrent: int,
+        canaries: Sequence[TrialFolder] = (),
+    ) -> None:
+        """`trial_ids`: all of the grid, in its order; those done before count as done. `canaries` are shown, not counted."""
         self._run, self._ids, self._console, self._concurrent = run, trial_ids, console, concurrent
+        self._canaries = canaries
         self._since = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         # What ended before this run is no news.
-        self._told = {trial.trial_id: trial.phase for trial in self._read() if trial.phase == "done"}
+        self._told = {trial.trial_id: trial.phase for trial in self._read_all() if trial.phase == "done"}
         self._told_at: dict[str, float] = {}
 
     def __enter__(self) -> GridProgress:
@@ -135,25 +144,31 @@ class GridProgress:
         now = time.time()
         return [read_progress(self._run.trial(name), since=self._since, now=now) for name in self._ids]
 
+    def _read_all(self) -> list[TrialProgress]:
+        """The canaries, then the trials."""
+        now = time.time()
+        canaries = [read_progress(folder, since=self._since, now=now) for folder in self._canaries]
+        return [*(replace(canary, trial_id=f"canary {canary.trial_id}") for canary in canaries), *self._read()]
+
     def _watch(self) -> None:
         if not self._console.is_terminal:
             while not self._stop.wait(REFRESH_S):
-                self._tell(self._read())
-            self._tell(self._read())
+                self._tell(self._read_all())
+            self._tell(self._read_all())
             return
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
             while not self._stop.wait(REFRESH_S):
-                progress = self._read()
+                progress = self._read_all()
                 self._tell([trial for trial in progress if trial.phase in ("done", "failed")])
                 live.update(self._render(progress), refresh=True)
-        self._tell([trial for trial in self._read() if trial.phase in ("done", "failed")])
+        self._tell([trial for trial in self._read_all() if trial.phase in ("done", "failed")])
 
     def _render(self, progress: Sequence[TrialProgress]) -> Group:
         table = Table.grid(padding=(0, 2))
         for trial in progress:
             if trial.running:
                 table.add_row(Text(trial.trial_id, style="bold"), Text(trial.describe()))
-        return Group(table, Text(self.summary(progress)))
+        return Group(table, Text(self.summary(progress[len(self._canaries) :])))
 
     def summary(self, progress: Sequence[TrialProgress]) -> str:
         """The grid's line: "3 done, 1 failed, 2 running of 12 trials, about 0:14:10 left"."""

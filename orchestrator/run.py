@@ -9,20 +9,22 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from data.callcentre.synthesize import open_finished
 from data.manifest import open_corpus
-from model.configs import TrialConfig
+from model.configs import EncoderConfig, Execution, TrialConfig
 from orchestrator.corpora import ImportedCorpus, corpus_folder
 from orchestrator.experiment import Experiment
 from orchestrator.identity import fingerprint, trial_id, write_config
-from orchestrator.layout import RunFolder, Store, public_uri
+from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
 from orchestrator.ledger import Lease, TrialState, hold_lease, move_stale_aside, read_states
 from orchestrator.plan import trials_table
 from orchestrator.results import HEADLINE
@@ -30,6 +32,10 @@ from orchestrator.scales import Scale
 from orchestrator.terminal import open_console
 from orchestrator.tracking import Mirror, tracking_uri
 from orchestrator.verbs import EXIT_DONE, EXIT_FAILED
+
+if TYPE_CHECKING:
+    from orchestrator.prepare import PreparedData
+    from orchestrator.trial_driver import TrialOrder
 
 _INTERRUPTED_PATIENCE_S = 10.0
 
@@ -42,8 +48,11 @@ def run_grid(
     *,
     tracking_uri: str | None,
     rerun_stale: bool,
+    executions: Mapping[str, Execution] | None = None,
 ) -> int:
     """Train, score and compare every trial that is not done. Returns 0 when all are done, 1 when some failed.
+
+    `executions` by trial id, where they were planned for the hardware; the others run as the scale declares.
 
     Raises ValueError for what the user can put right (stale trials, too few devices, no disk space, another driver at work) and
     KeyboardInterrupt when it was stopped by Ctrl-C or SIGTERM, after everything was left in order.
@@ -64,7 +73,7 @@ def run_grid(
         _check_corpus(scale, store)
         mirror.start()
         try:
-            _train(scale, to_run, trials, run, store, lease, console)
+            _train(scale, to_run, trials, run, store, lease, console, executions or {})
         except BaseException:
             # Ctrl-C above all, but whatever ends the grid: what is finished is reported and no MLflow run is left running.
             console.print("stopping: what is finished is kept")
@@ -108,44 +117,71 @@ def _train(
     store: Store,
     lease: Lease,
     console: Console,
+    executions: Mapping[str, Execution],
 ) -> None:
     """Open Ray, prepare the data, run the trials. Everything of Ray is gone when this returns or raises."""
+    from orchestrator.canaries import order_canaries
     from orchestrator.prepare import prepare
     from orchestrator.progress import GridProgress
     from orchestrator.ray_executor import RayExecutor
     from orchestrator.ray_session import open_ray
     from orchestrator.schedule import concurrent_trials, run_trials
-    from orchestrator.trial_driver import TrialOrder
+
+    def execution_of(trial: TrialConfig) -> Execution:
+        return executions.get(trial_id(trial), scale.execution)
 
     console.print("starting Ray ...")
     with open_ray(use_gpu=scale.execution.use_gpu) as cluster, _sigterm_interrupts():
-        concurrent = concurrent_trials(cluster, scale.execution)
+        widest = max((execution_of(trial) for trial in to_run), key=lambda execution: execution.workers)
+        concurrent = concurrent_trials(cluster, widest)
         if scale.max_concurrent:
             concurrent = min(concurrent, scale.max_concurrent)
         prepared = prepare(scale, to_run, store, RayExecutor(in_flight=max(1, int(cluster.cpus_now))), console)
         lease.check()
         storage = run.path / "ray"
-        orders = []
-        for trial in to_run:
-            folder = run.trial(trial_id(trial))
-            if not folder.config.exists():
-                write_config(folder.config, trial)
-            data = prepared[trial.encoder]
-            orders.append(
-                TrialOrder(
-                    trial_id=trial_id(trial),
-                    folder=folder.path,
-                    fingerprint=fingerprint(trial),
-                    execution=scale.execution,
-                    corpus=data.corpus,
-                    encoder_states=data.encoder_states,
-                    encoder_key=data.encoder_key,
-                    ray_storage=storage,
-                )
-            )
+        names = [trial.foundation.name for trial in to_run] if scale.canary else []
+        canaries = order_canaries(run, trials, execution_of, prepared, names=names, storage=storage)
+        orders = _order_trials(to_run, run, execution_of, prepared, canaries, storage=storage)
         console.print(f"{len(orders)} trials to run, {min(concurrent, len(orders))} at a time, on {cluster.describe()}")
-        with GridProgress(run, [trial_id(trial) for trial in trials], console, concurrent=concurrent):
+        if canaries:
+            console.print(f"first a canary of each foundation, about a minute: {', '.join(canaries)}")
+        ids, folders = [trial_id(trial) for trial in trials], [TrialFolder(order.folder) for order in canaries.values()]
+        with GridProgress(run, ids, console, concurrent=concurrent, canaries=folders):
             run_trials(orders, concurrent=concurrent, storage=storage)
+
+
+def _order_trials(
+    to_run: Sequence[TrialConfig],
+    run: RunFolder,
+    execution_of: Callable[[TrialConfig], Execution],
+    prepared: Mapping[EncoderConfig, PreparedData],
+    canaries: Mapping[str, TrialOrder],
+    *,
+    storage: Path,
+) -> list[TrialOrder]:
+    """What the drivers of the trials are told; the trials' folders are made. `canaries`: by foundation."""
+    from orchestrator.trial_driver import TrialOrder
+
+    orders = []
+    for trial in to_run:
+        folder = run.trial(trial_id(trial))
+        if not folder.config.exists():
+            write_config(folder.config, trial)
+        data = prepared[trial.encoder]
+        orders.append(
+            TrialOrder(
+                trial_id=trial_id(trial),
+                folder=folder.path,
+                fingerprint=fingerprint(trial),
+                execution=execution_of(trial),
+                corpus=data.corpus,
+                encoder_states=data.encoder_states,
+                encoder_key=data.encoder_key,
+                ray_storage=storage,
+                canary=canaries.get(trial.foundation.name),
+            )
+        )
+    return orders
 
 
 def _report(experiment: Experiment, scale: Scale, run: RunFolder, trials: Sequence[TrialConfig]) -> None:

@@ -53,6 +53,7 @@ class Scale:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     execution: Execution
     max_concurrent: int | None = None  # trials at a time; None: as many as the machines hold
+    canary: bool = True  # before a foundation's trials, a minute's check that it loads, learns, stops and reloads
 
     @property
     def label(self) -> str:
@@ -110,6 +111,7 @@ SMOKE = Scale(
     optim=_TINY_OPTIM,
     evaluation=EvaluationConfig(max_new_tokens_direct=24, max_new_tokens_think=48),
     execution=Execution(checkpoint_every=4),
+    canary=False,  # the tests train the packaged foundations; a canary would cost more than the trials
 )
 
 TINY = Scale(
@@ -124,6 +126,7 @@ TINY = Scale(
     optim=_TINY_OPTIM,
     evaluation=EvaluationConfig(max_new_tokens_direct=64, max_new_tokens_think=208),
     execution=Execution(checkpoint_every=150),
+    canary=False,  # as at smoke
 )
 
 SMALL = Scale(

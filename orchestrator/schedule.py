@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,12 +35,13 @@ def concurrent_trials(cluster: Cluster, execution: Execution) -> int:
 def run_trials(orders: Sequence[TrialOrder], *, concurrent: int, storage: Path) -> None:
     """Run every trial to its end: done or failed, as its folder then tells. A failed trial never stops the others.
 
-    `storage`: a folder for what Ray writes, on storage that every machine of the cluster shares; removed before and after.
+    The first trials of all canaries are started first, so that one foundation's others do not wait in the places where another's canary
+    could run. `storage`: a folder for what Ray writes, on storage that every machine of the cluster shares; removed before and after.
     """
     from ray import tune
 
     shutil.rmtree(storage, ignore_errors=True)  # a killed run's
-    by_id = {order.trial_id: order for order in orders}
+    by_id = {order.trial_id: order for order in in_turns(orders)}
 
     def trainable(cell: dict[str, str], orders_by_id: dict[str, TrialOrder]) -> None:
         tune.report({"state": drive_trial(orders_by_id[cell["trial_id"]])})
@@ -65,6 +67,16 @@ def run_trials(orders: Sequence[TrialOrder], *, concurrent: int, storage: Path) 
         tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def in_turns(orders: Sequence[TrialOrder]) -> list[TrialOrder]:
+    """The first order of every canary, then the second of every canary, ...; those without a canary keep their order and come first."""
+    taken: Counter[str] = Counter()
+    turns = {}
+    for order in orders:
+        turns[order.trial_id] = taken[order.canary.trial_id] if order.canary else 0
+        taken.update([order.canary.trial_id] if order.canary else [])
+    return sorted(orders, key=lambda order: turns[order.trial_id])
 
 
 def _driver_resources() -> dict[str, float]:

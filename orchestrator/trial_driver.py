@@ -3,11 +3,15 @@
 The driver opens an attempt, builds a TorchTrainer for it and waits. A worker that raises records why and the trial has failed; a worker that dies
 without a word (killed, out of memory, its node gone) is replaced by a new attempt, which goes on from the last checkpoint. Files decide everything:
 Ray's own checkpoints and restore are not used, for their state files do not survive a kill.
+
+A trial whose order names a canary (`orchestrator.canaries`) begins when that has passed. The first driver to come runs it, the others wait for that
+one without holding devices.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import json
 import logging
 import os
@@ -15,7 +19,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +31,7 @@ from orchestrator.attempts import Attempt, AttemptSuperseded, attempt_costs, ope
 from orchestrator.identity import fingerprint, read_config
 from orchestrator.layout import TrialFolder
 from orchestrator.provenance import describe_environment
-from orchestrator.results import Failure, TrialResult, write_failure, write_result
+from orchestrator.results import Failure, TrialResult, read_failure, write_failure, write_result
 
 if TYPE_CHECKING:
     from model.trial import TrialOutcome
@@ -63,6 +68,8 @@ class TrialOrder:
     encoder_key: StateKey
     ray_storage: Path  # below the run folder; removed after the run
     run_trial: RunTrial = run_model_trial
+    canary: TrialOrder | None = None  # what must have passed first: a trial like any other, of a few steps
+    earlier_attempts: int = 0  # of a canary: those before this run, whose failures are history
 
 
 class TrialFailed(RuntimeError):
@@ -71,6 +78,54 @@ class TrialFailed(RuntimeError):
 
 def drive_trial(order: TrialOrder) -> str:
     """Run attempts of one trial until one ends well ("done"), fails ("failed") or is superseded. Never raises for a failed trial."""
+    if order.canary is None:
+        return _run_attempts(order)
+    verdict = _wait_for_canary(order.canary)
+    if verdict == "done":
+        return _run_attempts(order)
+    if verdict == "failed":
+        _fail_for_canary(order, order.canary)
+    return verdict
+
+
+def _wait_for_canary(canary: TrialOrder) -> str:
+    """The canary's end: "done", "failed" or "superseded". Run by whichever driver comes first; where that one is killed, by the next."""
+    folder = TrialFolder(canary.folder)
+    with _one_at_a_time(folder):
+        if folder.result.exists():
+            return "done"
+        latest = folder.latest_attempt()
+        if latest and latest.number > canary.earlier_attempts and latest.failure.exists():
+            return "failed"
+        return _run_attempts(canary)
+
+
+@contextmanager
+def _one_at_a_time(folder: TrialFolder) -> Iterator[None]:
+    """Wait for the drivers before this one. All drivers run on one machine, whose kernel takes the lock from a killed one."""
+    with (folder.path / "lock").open("a", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _fail_for_canary(order: TrialOrder, canary: TrialOrder) -> None:
+    """The trial's failure row; no device time was spent on it."""
+    latest, trial = TrialFolder(canary.folder).latest_attempt(), TrialFolder(order.folder)
+    assert latest is not None
+    why = read_failure(latest)
+    learned = why.cause == "CanaryFailed"
+    remedy = f"; compare the chat template with `explain {order.trial_id}`" if learned else ""
+    message = (why.message if learned else why.line)[:400] + remedy
+    attempt = open_attempt(trial, devices=order.execution.workers * _devices_per_worker(order))
+    attempt.note("ended")
+    attempt.folder.log.write_text(f"not started: {message}\nsee {latest.log}\n", encoding="utf-8")
+    failure = Failure(
+        cause="Canary", message=message, host=socket.gethostname(), step=_step_reached(trial), time=time.time()
+    )
+    write_failure(attempt.folder, failure)
+
+
+def _run_attempts(order: TrialOrder) -> str:
     for _ in range(1 + RETRIES_OF_A_DEAD_WORKER):
         attempt = open_attempt(TrialFolder(order.folder), devices=order.execution.workers * _devices_per_worker(order))
         try:

@@ -96,6 +96,7 @@ def run_verb(request: Request) -> int:
         request.store,
         tracking_uri=request.tracking_uri,
         rerun_stale=request.rerun_stale,
+        executions={name: capacity.execution for name, capacity in plan.capacities.items()},
     )
     if request.trials != request.grid:  # the run compared what --only named; the folder's report is about all of it
         from orchestrator.report import write_report

@@ -1,6 +1,7 @@
 """Trials on a real local Ray: one that ends well, one that fails, one whose worker is killed; and requests that can never be met."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder
 from orchestrator.ledger import read_states
 from orchestrator.ray_session import Cluster, open_ray
-from orchestrator.schedule import concurrent_trials, run_trials
+from orchestrator.schedule import concurrent_trials, in_turns, run_trials
 from orchestrator.trial_driver import TrialOrder
 
 
@@ -32,6 +33,15 @@ def test_a_request_that_can_never_be_met_is_an_error_not_an_endless_wait():
         ValueError, match=r"needs 8 CPUs and 8 GPUs \(8 workers\) and there is this machine: 2 CPUs; .*--scale"
     ):
         concurrent_trials(cluster(cpus=2), Execution(workers=8, use_gpu=True))
+
+
+def test_the_first_trial_of_every_canary_comes_before_anybody_waits(store: Store, tiny_grid: list[TrialConfig]):
+    run = store.runs("toy", "tiny")
+    orders = [make_order(run, trial) for trial in tiny_grid[:6]]
+    canaries = [replace(orders[0], trial_id=f"canary-{name}") for name in "ab"]
+    behind = [replace(order, canary=canaries[number // 3]) for number, order in enumerate(orders)]
+    assert in_turns(orders) == orders
+    assert in_turns(behind) == [behind[number] for number in (0, 3, 1, 4, 2, 5)]
 
 
 def test_a_newer_attempt_fences_off_the_older_one_and_counts_what_it_lost(tmp_path: Path):
@@ -94,8 +104,6 @@ def make_order(run: RunFolder, config: TrialConfig) -> TrialOrder:
 def test_failures_are_rows_and_a_killed_worker_goes_on_from_its_checkpoint(
     store: Store, tiny_grid: list[TrialConfig], monkeypatch: pytest.MonkeyPatch
 ):
-    from dataclasses import replace
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = store.runs("toy", "tiny")
     trials = [replace(tiny_grid[0], seed=seed) for seed in range(3)]
