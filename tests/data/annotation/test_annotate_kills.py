@@ -142,10 +142,11 @@ def test_two_kills_lose_nothing_and_pay_nothing_twice(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_thousand_examples_survive_five_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.full)])
+def test_thousands_of_examples_survive_five_kills(count: int, tmp_path: Path) -> None:
     kill_and_finish(
         tmp_path,
-        count=10_000,
+        count=count,
         poisoned=5,
         kills=5,
         faults={**dict.fromkeys(EVERY_FAULT, 0.05), "late_s": 2.5},
