@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,6 +23,7 @@ from data.records import (
     Ontology,
     SupervisionMode,
     Trace,
+    Turn,
 )
 
 PROMPT_VERSION = 1
@@ -105,23 +106,32 @@ def supervise(
     ]
     asked = _asked_labels(annotated, ontology, config, rng)
     instruction = rng.choice(INSTRUCTIONS)
+    reference = tuple((slot.label, getattr(slot, config.value_form)) for slot in example.slots)
+    return SupervisedExample(
+        example_id=example.id,
+        mode=mode,
+        prompt=prompt_text(asked, context, config, mode, instruction),
+        target=_target(annotated, config, mode, reference) if with_target else "",
+        asked_labels=tuple(label.name for label in asked),
+        reference=reference,
+    )
 
-    described = [f"{label.name}: {label.description}" if config.label_descriptions else label.name for label in asked]
+
+def prompt_text(
+    labels: Sequence[Label],
+    context: Sequence[Turn],
+    config: SupervisionConfig,
+    mode: InferenceMode,
+    instruction: str,
+) -> str:
+    """The words of a prompt, `AUDIO_MARKER` in the place of the audio: these labels and previous turns, in this order."""
+    described = [f"{label.name}: {label.description}" if config.label_descriptions else label.name for label in labels]
     lines = [instruction, "labels: " + ("; " if config.label_descriptions else ", ").join(described)]
     lines += [f"{turn.speaker}: {turn.text}" for turn in context]
     lines.append(f"audio: {AUDIO_MARKER}")
     if config.mode == "hybrid":
         lines.append(MODE_TOKENS[mode])
-
-    reference = tuple((slot.label, getattr(slot, config.value_form)) for slot in example.slots)
-    return SupervisedExample(
-        example_id=example.id,
-        mode=mode,
-        prompt="\n".join(lines),
-        target=_target(annotated, config, mode, reference) if with_target else "",
-        asked_labels=tuple(label.name for label in asked),
-        reference=reference,
-    )
+    return "\n".join(lines)
 
 
 def _target(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.manifest import Corpus
 from data.records import InferenceMode, Label, Ontology, Split, Turn
-from data.supervision import AUDIO_MARKER, INSTRUCTIONS, MODE_TOKENS, SupervisedExample, SupervisionConfig, supervise
+from data.supervision import INSTRUCTIONS, SupervisedExample, SupervisionConfig, prompt_text, supervise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,6 @@ def request_prompt(
     mode: InferenceMode,
     instruction: str = INSTRUCTIONS[0],
 ) -> str:
-    """The prompt that `data.supervision.supervise` writes, without its draws; a test holds the two against each other."""
-    described = [f"{label.name}: {label.description}" if config.label_descriptions else label.name for label in labels]
-    lines = [instruction, "labels: " + ("; " if config.label_descriptions else ", ").join(described)]
+    """The prompt that `data.supervision.supervise` writes, without its draws: the last turns that the trial could be shown, all labels."""
     kept = context[len(context) - min(config.max_context_turns, len(context)) :]
-    lines += [f"{turn.speaker}: {turn.text}" for turn in kept]
-    lines.append(f"audio: {AUDIO_MARKER}")
-    if config.mode == "hybrid":
-        lines.append(MODE_TOKENS[mode])
-    return "\n".join(lines)
+    return prompt_text(labels, kept, config, mode, instruction)
