@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data.records import SPLITS
-from orchestrator.commands.corpora import SubParsers, add_corpus, corpus_of
+from orchestrator.commands.corpora import SubParsers, add_corpus, corpus_of, store_words
 from orchestrator.progress import PLAIN_EVERY_S
 from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
@@ -100,7 +100,7 @@ def add_command(verbs: SubParsers) -> None:
     )
     add("--limit", type=int, metavar="N", help="only the first N examples, to look at: the corpus stays as it is")
     add("--yes", action="store_true", help="do not ask before spending")
-    parser.set_defaults(act=annotate_corpus, usual={name: parser.get_default(name) for name in (*_OF_MODELS, "store")})
+    parser.set_defaults(act=annotate_corpus, usual={name: parser.get_default(name) for name in _OF_MODELS})
 
 
 def annotate_corpus(options: argparse.Namespace) -> int:
@@ -260,8 +260,7 @@ def _tell(console: Console, options: argparse.Namespace, folder: Path, report: A
         )
         tokens = f"{report.tokens_in:,} tokens in, {report.tokens_out:,} out"
         _say(console, f"{report.answers:,} answers over all runs: {tokens}, {dollars(report.cost_usd)}{lost}")
-    where = "" if options.store == options.usual["store"] else f" --store {shlex.quote(options.store)}"
-    corpus = f"{shlex.quote(options.corpus)}{where}"
+    corpus = f"{shlex.quote(options.corpus)}{store_words(options)}"
     if report.too_dear:
         _say(
             console,
