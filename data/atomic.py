@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,6 +43,33 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_open(path) as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
+
+
+SEAL = "sha256"
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own hash under `SEAL`, whole or not at all: no changed byte goes unnoticed when it is read."""
+    write_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The object that `write_sealed_json` wrote, without its hash.
+
+    Raises ValueError, naming the file, when it is not that any more; FileNotFoundError when it is absent.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON any more ({error}): the file is damaged") from error
+    if not isinstance(value, dict) or value.get(SEAL) != _seal({k: v for k, v in value.items() if k != SEAL}):
+        raise ValueError(f"{path}: its content is not what was written: the file is damaged")
+    del value[SEAL]
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -29,9 +29,11 @@ from data.supervision import supervise
 from model.checkpoints import load_trainable, newest_checkpoint, save_checkpoint
 from model.configs import Execution, TrialConfig
 from model.generate import Item, generate_predictions
+from model.hooks import TrialHooks
+from model.process_group import join_process_group
 from model.speech_llm import load_tokenizer
 from model.train import build_engine, training_steps
-from model.trial import TrialPaths, build_trial_model, join_process_group, open_data
+from model.trial import TrialPaths, build_trial_model, open_data
 from model.trial_data import TrialData
 from model.trial_log import TrialLog
 
@@ -102,17 +104,17 @@ def run_canary(
     execution: Execution,
     paths: TrialPaths,
     *,
-    on_checkpoint: Callable[[int], None] = lambda step: None,
+    hooks: TrialHooks | None = None,
 ) -> CanaryReport:
     """Overfit `config.budget.batch_size` items for at most `config.budget.steps` steps, check, and write `report.json` into the output folder.
 
     Collective: every rank calls it. What a broken foundation raises (ValueError, OSError, FloatingPointError) is a failed check.
-    `on_checkpoint` as in `model.trial.run_trial`.
+    `hooks` as in `model.trial.run_trial`.
     """
     started = time.perf_counter()
     torch.set_num_threads(execution.cpus_per_worker)
     join_process_group(use_gpu=execution.use_gpu)
-    canary = _Canary(config, execution, paths, on_checkpoint)
+    canary = _Canary(config, execution, paths, hooks or TrialHooks())
     if canary.rank == 0:
         _remove_checkpoints(paths)  # a killed attempt's, as the report
         (paths.output / "report.json").unlink(missing_ok=True)
@@ -139,10 +141,8 @@ def run_canary(
 class _Canary:
     """One canary at work: its checks grow as it goes."""
 
-    def __init__(
-        self, config: TrialConfig, execution: Execution, paths: TrialPaths, on_checkpoint: Callable[[int], None]
-    ) -> None:
-        self.config, self.execution, self.paths, self.on_checkpoint = config, execution, paths, on_checkpoint
+    def __init__(self, config: TrialConfig, execution: Execution, paths: TrialPaths, hooks: TrialHooks) -> None:
+        self.config, self.execution, self.paths, self.hooks = config, execution, paths, hooks
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.checks: list[CanaryCheck] = []
         self.answers: list[CanaryAnswer] = []
@@ -165,7 +165,7 @@ class _Canary:
 
         checkpoints = self.paths.output / "checkpoints"
         save_checkpoint(engine, checkpoints, step=self.steps, rank=self.rank, world=self.world)
-        self.on_checkpoint(self.steps)
+        self.hooks.on_checkpoint(self.steps)
         _discard(engine)
         del engine
         gc.collect()

@@ -64,8 +64,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_trainable(module: Any, checkpoint: Path) -> None:
     """The weights, into a module without an engine: before one is built (whose master copies follow from them), or to generate in a fresh process."""
-    weights = load_file(checkpoint / "trainable.safetensors")
-    parameters = module.trainable_parameters()
+    _load(module.trainable_parameters(), load_file(checkpoint / "trainable.safetensors"), checkpoint)
+
+
+def load_adapter(module: Any, file: Path) -> None:
+    """The weights of an adapter that was aligned before (`model.alignment`), into the adapter of a module without an engine."""
+    _load(dict(module.adapter.named_parameters()), load_file(file), file)
+
+
+def _load(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Copy weights into parameters of the same names and shapes. Raises ValueError that names a tensor when they are not."""
     if missing := sorted(parameters.keys() ^ weights.keys()):
         raise ValueError(
             f"{checkpoint}: its tensors are not this model's, e.g. {missing[0]}; was the trial's configuration changed?"

@@ -20,6 +20,14 @@ Precision = Literal["fp32", "bf16"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
+TRAINING_VERSION = 1
+"""Raised when a change of the code changes what the same configuration trains or answers: older trials are then stale, and say so."""
+
+
+KeptCheckpoints = Literal["last", "weights"]
+"""Of a done trial: the whole last checkpoint (it may be trained on), or its weights alone (a third of it; enough to export and to score)."""
+
+
 def _require(condition: bool, field_name: str, remedy: str) -> None:
     if not condition:
         raise ValueError(f"{field_name}: {remedy}")
@@ -125,6 +133,7 @@ class EvaluationConfig:
     max_new_tokens_direct: int = 128
     max_new_tokens_think: int = 512
     splits: tuple[Split, ...] = ("validation", "test", "test_frame")
+    constrained: bool = False  # decode only answers that are JSON objects over the asked labels (`model.constrained`)
 
     def __post_init__(self) -> None:
         missing = {"validation", "test"} - set(self.splits)
@@ -137,6 +146,23 @@ class EvaluationConfig:
     def max_new_tokens(self, mode: InferenceMode) -> int:
         """The token budget of one inference mode."""
         return self.max_new_tokens_think if mode == "think" else self.max_new_tokens_direct
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """A stage before slot filling: the adapter alone learns to let the foundation write down what is said (companion paper, multi-stage).
+
+    Trained once per foundation and seed; every supervision mode starts from the same aligned adapter. The budget and rate are our choice.
+    """
+
+    budget: Budget
+    adapter_learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(
+            self.budget.steps >= 1, "alignment.budget.steps", "must be at least 1; leave the alignment out instead"
+        )
+        _require(self.adapter_learning_rate > 0, "alignment.adapter_learning_rate", "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +189,16 @@ class TrialConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    alignment: AlignmentConfig | None = None  # None: slot filling from the start
     metric_version: int = 2
+    training_version: int = TRAINING_VERSION
+
+    def __post_init__(self) -> None:
+        _require(
+            self.training_version == TRAINING_VERSION,
+            "training_version",
+            f"this code computes version {TRAINING_VERSION}, not {self.training_version}",
+        )
 
     @property
     def mode(self) -> SupervisionMode:
@@ -193,12 +228,24 @@ class Execution:
     attention: Attention = "sdpa"  # torch's own kernels; "flash_attention_2" needs a GPU and flash-attn
     liger_kernels: bool = False  # fused Triton kernels; needs a GPU and liger-kernel
     evaluation_batch_size: int = 64
+    trials_per_gpu: int = 1  # small trials share a GPU; needs workers=1
+    keep_checkpoints: KeptCheckpoints = "last"  # of a trial that is done
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), "execution.zero_stage", "must be 0, 1, 2 or 3")
         _require(self.micro_batches >= 1, "execution.micro_batches", "must be at least 1")
         _require(self.checkpoint_every >= 1, "execution.checkpoint_every", "must be at least 1")
         _require(self.evaluation_batch_size >= 1, "execution.evaluation_batch_size", "must be at least 1")
+        _require(
+            self.trials_per_gpu == 1 or (self.trials_per_gpu > 1 and self.workers == 1 and self.use_gpu),
+            "execution.trials_per_gpu",
+            "must be at least 1; trials that share a GPU have one worker each and use_gpu",
+        )
+        _require(
+            self.keep_checkpoints in get_args(KeptCheckpoints),
+            "execution.keep_checkpoints",
+            f"must be one of {get_args(KeptCheckpoints)}",
+        )
         _require(self.attention in get_args(Attention), "execution.attention", f"must be one of {get_args(Attention)}")
         for kernel, chosen in (
             ("attention", self.attention == "flash_attention_2"),

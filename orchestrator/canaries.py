@@ -20,6 +20,7 @@ from orchestrator.prepare import PreparedData
 from orchestrator.trial_driver import TrialOrder
 
 if TYPE_CHECKING:
+    from model.hooks import TrialHooks
     from model.trial import TrialOutcome
 
 EXAMPLES = 8
@@ -100,9 +101,7 @@ def order_canaries(
     return orders
 
 
-def run_canary_trial(
-    order: TrialOrder, config: TrialConfig, on_checkpoint: Callable[[int], None]
-) -> TrialOutcome | None:
+def run_canary_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
     """Run the canary in this worker; the outcome of one that passed. Raises CanaryFailed with the reason of one that did not."""
     from model.canary import run_canary
     from model.trial import TrialOutcome, TrialPaths
@@ -110,7 +109,7 @@ def run_canary_trial(
     paths = TrialPaths(
         corpus=order.corpus, encoder_states=order.encoder_states, encoder_key=order.encoder_key, output=order.folder
     )
-    report = run_canary(config, order.execution, paths, on_checkpoint=on_checkpoint)
+    report = run_canary(config, order.execution, paths, hooks=hooks)
     if not report.passed:
         raise CanaryFailed(report.reason)
     figures = {check.name: check.figure for check in report.checks if check.figure is not None}

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.encoder_states import StateKey
 from model.configs import Execution, TrialConfig
+from model.hooks import TrialHooks
 from orchestrator.attempts import Attempt, AttemptSuperseded, attempt_costs, open_attempt
 from orchestrator.identity import fingerprint, read_config
 from orchestrator.layout import TrialFolder
@@ -39,20 +40,22 @@ if TYPE_CHECKING:
 RETRIES_OF_A_DEAD_WORKER = 2
 """New attempts in one run after workers that died without a word; an error in the code is not retried."""
 
-RunTrial = Callable[["TrialOrder", TrialConfig, Callable[[int], None]], "TrialOutcome | None"]
-"""(order, config, on_checkpoint) -> the outcome, None on ranks above 0. Runs in the worker."""
+RunTrial = Callable[["TrialOrder", TrialConfig, "TrialHooks"], "TrialOutcome | None"]
+"""(order, config, hooks) -> the outcome, None on ranks above 0. Runs in the worker."""
 
 
-def run_model_trial(
-    order: TrialOrder, config: TrialConfig, on_checkpoint: Callable[[int], None]
-) -> TrialOutcome | None:
+def run_model_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
     """Train and evaluate with `model.trial`; imported here so that drivers and the head never load the model's libraries."""
     from model.trial import TrialPaths, run_trial
 
     paths = TrialPaths(
-        corpus=order.corpus, encoder_states=order.encoder_states, encoder_key=order.encoder_key, output=order.folder
+        corpus=order.corpus,
+        encoder_states=order.encoder_states,
+        encoder_key=order.encoder_key,
+        output=order.folder,
+        aligned_adapter=order.aligned_adapter,
     )
-    return run_trial(config, order.execution, paths, on_checkpoint=on_checkpoint)
+    return run_trial(config, order.execution, paths, hooks=hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class TrialOrder:
     ray_storage: Path  # below the run folder; removed after the run
     run_trial: RunTrial = run_model_trial
     canary: TrialOrder | None = None  # what must have passed first: a trial like any other, of a few steps
+    aligned_adapter: Path | None = None  # what an alignment stage leaves
+    stop_file: Path | None = None  # while it exists, nothing new is begun and what runs saves and stops
     earlier_attempts: int = 0  # of a canary: those before this run, whose failures are history
 
 
@@ -194,7 +199,7 @@ def train_worker(loop: dict[str, Any]) -> None:
         train.report({"step": step})
 
     try:
-        _work(order, attempt, rank, on_checkpoint)
+        _work(order, attempt, rank, TrialHooks(before_write=attempt.check_current, on_checkpoint=on_checkpoint))
     except AttemptSuperseded:
         raise
     except Exception as error:
@@ -205,11 +210,11 @@ def train_worker(loop: dict[str, Any]) -> None:
         raise TrialFailed(f"{order.trial_id}: {type(error).__name__}: {error}") from None
 
 
-def _work(order: TrialOrder, attempt: Attempt, rank: int, on_checkpoint: Callable[[int], None]) -> None:
+def _work(order: TrialOrder, attempt: Attempt, rank: int, hooks: TrialHooks) -> None:
     folder = TrialFolder(order.folder)
     config = read_config(folder.config)
     assert fingerprint(config) == order.fingerprint, f"{folder.config} changed since the run was planned"
-    outcome = order.run_trial(order, config, on_checkpoint)
+    outcome = order.run_trial(order, config, hooks)
     if rank == 0:
         assert outcome is not None
         attempt.check_current()

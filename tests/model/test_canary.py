@@ -13,6 +13,7 @@ from data.supervision import SupervisionConfig
 from model.canary import CanaryReport, run_canary
 from model.configs import AdapterConfig, Budget, Execution, Foundation, OptimConfig, TrialConfig
 from model.foundations import FOUNDATIONS, local_folder
+from model.hooks import TrialHooks
 from stand_ins.hub import KINDS, write_stand_in
 from stand_ins.workers import run_on_workers
 
@@ -130,7 +131,7 @@ def test_what_a_killed_canary_saved_is_not_taken_for_the_next_ones(trial_paths, 
 
     config = canary(FOUNDATIONS["tiny-instruct"], rate=1e-9)
     with pytest.raises(KeyboardInterrupt):
-        run_canary(config, Execution(), trial_paths(tmp_path), on_checkpoint=kill)
+        run_canary(config, Execution(), trial_paths(tmp_path), hooks=TrialHooks(on_checkpoint=kill))
     report = run_canary(canary(FOUNDATIONS["tiny-instruct"]), Execution(), trial_paths(tmp_path))
     assert report.passed and report.steps < 60, report.reason
 
@@ -139,5 +140,7 @@ def test_a_checkpoint_that_loses_what_was_learned_is_seen(trial_paths, tmp_path:
     def lose(step: int) -> None:
         next((tmp_path / "checkpoints").glob("step-*/commit.json")).unlink()
 
-    report = run_canary(canary(FOUNDATIONS["tiny-instruct"]), Execution(), trial_paths(tmp_path), on_checkpoint=lose)
+    report = run_canary(
+        canary(FOUNDATIONS["tiny-instruct"]), Execution(), trial_paths(tmp_path), hooks=TrialHooks(on_checkpoint=lose)
+    )
     assert failed(report) == {"reloaded loss", "reloaded answers"}

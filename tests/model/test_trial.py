@@ -15,6 +15,7 @@ from data.supervision import SupervisionConfig
 from model.checkpoints import newest_checkpoint
 from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, OptimConfig, TrialConfig
 from model.foundations import FOUNDATIONS
+from model.hooks import TrialHooks
 from model.speech_llm import build_speech_llm
 from model.trial import run_trial, score_checkpoint
 
@@ -87,7 +88,7 @@ def test_an_interrupted_trial_ends_with_the_same_bits(trial_paths, tmp_path: Pat
 
     (tmp_path / "cut").mkdir()
     with pytest.raises(Killed):
-        run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"), on_checkpoint=kill_at_four)
+        run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"), hooks=TrialHooks(on_checkpoint=kill_at_four))
     run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"))
 
     whole, cut = _trained(tmp_path / "whole"), _trained(tmp_path / "cut")
@@ -137,7 +138,7 @@ def test_every_zero_stage_and_bf16_resume_bit_for_bit(
 
     run_trial(config, execution, trial_paths(tmp_path / "whole"))
     with pytest.raises(Killed):
-        run_trial(config, execution, trial_paths(tmp_path / "cut"), on_checkpoint=kill_at_two)
+        run_trial(config, execution, trial_paths(tmp_path / "cut"), hooks=TrialHooks(on_checkpoint=kill_at_two))
     run_trial(config, execution, trial_paths(tmp_path / "cut"))
     whole, cut = _trained(tmp_path / "whole"), _trained(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -86,7 +86,7 @@ def test_a_passed_canary_is_not_run_again_until_what_it_depends_on_changes(store
 
 
 def make_trial(run: RunFolder, config: TrialConfig, canary: TrialOrder) -> TrialOrder:
-    def train(order: TrialOrder, config: TrialConfig, on_checkpoint):
+    def train(order: TrialOrder, config: TrialConfig, hooks):
         (order.folder / "started").write_text(str(time.time()))
         return toy_outcome()
 
@@ -116,7 +116,7 @@ def toy_outcome():
 def behave(canary: TrialOrder, how: str) -> TrialOrder:
     """The canary with a toy in the model's place: "passes", "fails", "dies" once or "kills its driver" once."""
 
-    def run_toy(order: TrialOrder, config: TrialConfig, on_checkpoint):
+    def run_toy(order: TrialOrder, config: TrialConfig, hooks):
         import signal
 
         import psutil

@@ -63,7 +63,7 @@ def test_a_newer_attempt_fences_off_the_older_one_and_counts_what_it_lost(tmp_pa
 def make_order(run: RunFolder, config: TrialConfig) -> TrialOrder:
     """An order whose trial is a few checkpoints of nothing: seed 1 raises, seed 2's worker is killed after its second one."""
 
-    def count_to_three(order: TrialOrder, config: TrialConfig, on_checkpoint):
+    def count_to_three(order: TrialOrder, config: TrialConfig, hooks):
         import os
         import signal
         from types import SimpleNamespace
@@ -74,7 +74,7 @@ def make_order(run: RunFolder, config: TrialConfig) -> TrialOrder:
             if config.seed == 1:
                 raise ValueError("manifest.jsonl: line 3: broken; mend it")
             position.write_text(str(step + 1))
-            on_checkpoint(step + 1)
+            hooks.on_checkpoint(step + 1)
             if config.seed == 2 and step == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
         return SimpleNamespace(

@@ -17,6 +17,7 @@ from data.records import SupervisionMode
 from data.supervision import SupervisionConfig
 from model.checkpoints import newest_checkpoint
 from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, LoRAConfig, OptimConfig, TrialConfig
+from model.hooks import TrialHooks
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
 from model.train import build_engine, training_steps
 from model.trial import TrialPaths, run_trial
@@ -82,7 +83,7 @@ def run_jobs(jobs: list[Job]) -> None:
                 raise Stopped
 
         with contextlib.suppress(Stopped):
-            run_trial(job.config, job.execution, job.paths, on_checkpoint=on_checkpoint)
+            run_trial(job.config, job.execution, job.paths, hooks=TrialHooks(on_checkpoint=on_checkpoint))
 
 
 def run_until_killed(job: Job) -> None:
@@ -92,7 +93,7 @@ def run_until_killed(job: Job) -> None:
         if step == job.stop_at:
             os._exit(7)
 
-    run_trial(job.config, job.execution, job.paths, on_checkpoint=on_checkpoint)
+    run_trial(job.config, job.execution, job.paths, hooks=TrialHooks(on_checkpoint=on_checkpoint))
 
 
 def untrained_model(config: TrialConfig, paths: TrialPaths, execution: Execution | None = None) -> SpeechLLM:
