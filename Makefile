@@ -7,7 +7,7 @@ TORCH := 2.13.0
 INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo ui test test-fast test-slow test-full test-services lint clean
+.PHONY: help install demo ui test test-fast test-slow test-full test-services lint audit clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,5 +47,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit:  ## known vulnerabilities of the pinned versions; asks pypi.org, and fails when it cannot
+	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install -q "pip-audit>=2.9")
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 clean:  ## remove the environment; the store stays
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-audit

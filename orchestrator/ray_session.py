@@ -120,6 +120,8 @@ def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
     environment = worker_environment(use_gpu=use_gpu)
     if local:
         environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor per trial, and nobody preempts our own Ray
+        # Read when ray is imported. Without it Ray turns the loopback address that we give it into the machine's own and listens to the network.
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     with _environment(_HEAD_ENVIRONMENT | environment):
         import ray
 
