@@ -140,8 +140,8 @@ def _batch(shape: BatchShape) -> Any:
     from data.batching import IGNORE, Batch
 
     size = (shape.rows, shape.columns)
-    audio, labels = torch.zeros(size, dtype=torch.bool), torch.full(size, IGNORE)
-    audio[:, 4 : 4 + shape.audio_columns] = True
+    labels = torch.full(size, IGNORE)
+    rows, stacks = torch.arange(shape.rows)[:, None], torch.arange(shape.audio_columns)
     labels[:, -shape.target_columns :] = 7
     attention = torch.ones(size, dtype=torch.int64)
     attention[0, :2] = 0  # some padding: without any, the mask is left out
@@ -149,10 +149,11 @@ def _batch(shape: BatchShape) -> Any:
         example_ids=("random",) * shape.rows,
         input_ids=torch.randint(0, 256, size),
         attention_mask=attention,
-        audio_mask=audio,
+        audio_places=(rows * shape.columns + 4 + stacks).flatten(),
         labels=labels,
         states=torch.randn(shape.rows, shape.audio_columns * ADAPTER.stack_factor, WIDTH),
         state_frames=torch.full((shape.rows,), shape.audio_columns * ADAPTER.stack_factor),
+        stack_places=(rows * shape.audio_columns + stacks).flatten(),
         target_columns=shape.target_columns,
         loss_normalizer=float(shape.rows * shape.target_columns),
     )

@@ -61,15 +61,16 @@ class PlainSpeechLLM(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        audio_mask: torch.Tensor,
+        audio_places: torch.Tensor,
         labels: torch.Tensor,
         states: torch.Tensor,
         state_frames: torch.Tensor,
+        stack_places: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The tensors of a `data.batching.Batch` -> {"loss": mean over its target tokens}. Logits stay inside: Trainer would copy them to fp32."""
         embeds = self.llm.get_input_embeddings()(input_ids)  # type: ignore[operator]
-        audio = self.adapter(states, state_frames).to(embeds.dtype)
-        embeds = embeds.masked_scatter(audio_mask[..., None], audio)
+        audio = self.adapter(states, state_frames, stack_places).to(embeds.dtype)
+        embeds = embeds.flatten(0, 1).index_copy(0, audio_places, audio).view_as(embeds)
         output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, labels=labels, use_cache=False)
         if self.first_loss is None:
             self.first_loss = output.loss.detach()

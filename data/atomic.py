@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,9 +28,31 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a failed write, as on a full disk, names no file
+            error.filename = str(path)
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a mount that knows no such thing, e.g. for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to `<name>.damaged-<n>`, n counting up from 1, and return the new path."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(target)
 
 
 def file_sha256(path: Path) -> str:
@@ -48,22 +71,30 @@ def write_json(path: Path, value: Any) -> None:
 SEAL = "sha256"
 
 
+class DamagedFileError(ValueError):
+    """A file is not what was written."""
+
+
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own hash under `SEAL`, whole or not at all: no changed byte goes unnoticed when it is read."""
+    """Write a JSON object with its own hash under `SEAL`, whole or not at all: no changed byte goes unnoticed when it is read.
+
+    What was renamed into the same folder before is on the disk, too, when this returns.
+    """
     write_json(path, {**value, SEAL: _seal(value)})
+    flush_to_disk(path.parent)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """The object that `write_sealed_json` wrote, without its hash.
 
-    Raises ValueError, naming the file, when it is not that any more; FileNotFoundError when it is absent.
+    Raises DamagedFileError, naming the file, when it is not that any more; FileNotFoundError when it is absent.
     """
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON any more ({error}): the file is damaged") from error
+        raise DamagedFileError(f"{path}: not JSON any more ({error}): the file is damaged") from error
     if not isinstance(value, dict) or value.get(SEAL) != _seal({k: v for k, v in value.items() if k != SEAL}):
-        raise ValueError(f"{path}: its content is not what was written: the file is damaged")
+        raise DamagedFileError(f"{path}: its content is not what was written: the file is damaged")
     del value[SEAL]
     return value
 

@@ -27,17 +27,27 @@ class Batch:
     example_ids: tuple[str, ...]
     input_ids: torch.Tensor  # [B, L] int64; the pad id at padding and at audio positions
     attention_mask: torch.Tensor  # [B, L] int64
-    audio_mask: torch.Tensor  # [B, L] bool, A true entries, row by row in the order of `states`
+    audio_places: (
+        torch.Tensor
+    )  # [A] int64: where the embeddings go among the B x L columns, row by row in the order of `states`
     labels: torch.Tensor  # [B, L] int64, IGNORE outside the targets
     states: torch.Tensor  # [B, F, W] encoder states, zero past each example's frames
     state_frames: torch.Tensor  # [B] int64
+    stack_places: torch.Tensor  # [A] int64: which of the B x `audio_token_count(F)` stacks of frames hold an example's
     target_columns: int  # the last columns that can hold a target; 0 in generation
     loss_normalizer: float  # target tokens that one micro-batch's summed loss is divided by
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return Batch(**{**vars(self), **moved})
+        """The same batch where it is computed with. What lies in pinned memory is copied to a GPU while the host goes on."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned (page-locked) memory of the host. Needs CUDA."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return Batch(**{**vars(self), **changed})
 
 
 def audio_token_count(frames: int, stack_factor: int) -> int:
@@ -79,6 +89,7 @@ def collate(
         input_ids[row, at:] = target
         labels[row, at:] = target
     frames = [len(states) for _, _, states in items]
+    stacks = np.array([audio for _, audio, *_ in rows])
     stacked = np.zeros((len(items), max(frames), items[0][2].shape[1]), dtype=items[0][2].dtype)
     for row, (_, _, states) in enumerate(items):
         stacked[row, : len(states)] = states
@@ -86,10 +97,11 @@ def collate(
         example_ids=tuple(example_id for example_id, _, _ in items),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention),
-        audio_mask=torch.from_numpy(audio_mask),
+        audio_places=torch.from_numpy(np.flatnonzero(audio_mask)),
         labels=torch.from_numpy(labels),
         states=torch.from_numpy(stacked),
         state_frames=torch.tensor(frames),
+        stack_places=torch.from_numpy(np.flatnonzero(np.arange(stacks.max())[None, :] < stacks[:, None])),
         target_columns=max((len(target) for *_, target in rows), default=0),
         loss_normalizer=loss_normalizer,
     )

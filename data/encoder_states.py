@@ -257,7 +257,7 @@ def _read_manifest(folder: Path, key: StateKey) -> list[Shard]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         shards = [_shard_from_json(row) for row in manifest["shards"]]
         found = (manifest["format"], manifest["key"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error!r}); {remedy}") from error
     if found != (FORMAT, asdict(key)):
         raise ValueError(f"{path}: format and key are {found}, expected {(FORMAT, asdict(key))}; {remedy}")

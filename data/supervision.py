@@ -3,6 +3,8 @@
 Three things are drawn per example so that the model meets unseen slots (paper, Data): T previous turns (0-3), S distractor labels (1-5) and one
 of ten instruction wordings. The draw is a pure function of (seed, example id, epoch): the same on every worker, after every resume.
 The prompt's text is ours (the paper's is not public) and versioned: any change of a wording changes `PROMPT_VERSION`.
+
+`transcribe` is the task of the alignment stage that may come before: write down what is said, with wordings and a version of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from data.records import (
     INFERENCE_MODES,
     SUPERVISION_MODES,
     AnnotatedExample,
+    Example,
     InferenceMode,
     Label,
     Ontology,
@@ -43,6 +46,16 @@ INSTRUCTIONS = (
     "what does the caller say about these labels",
     "return the slots that are filled in this turn",
     "get the details named by these labels from the caller",
+)
+
+TRANSCRIPTION_VERSION = 1
+"""Of the alignment stage's prompts and targets, raised with any change of them; `PROMPT_VERSION` knows nothing of them."""
+TRANSCRIPTION_INSTRUCTIONS = (
+    "write down what the caller says",
+    "listen to the caller and write down every word",
+    "what does the caller say",
+    "transcribe the audio",
+    "repeat the words of the caller in writing",
 )
 
 ValueForm = Literal["spoken", "surface", "canonical"]
@@ -114,6 +127,22 @@ def supervise(
         target=_target(annotated, config, mode, reference) if with_target else "",
         asked_labels=tuple(label.name for label in asked),
         reference=reference,
+    )
+
+
+def transcribe(example: Example, *, draw: str) -> SupervisedExample:
+    """Write the alignment stage's prompt and target of one example: the audio in, its transcript out; no labels, no previous turns.
+
+    `draw` as in `supervise`; it decides the wording. The inference mode is direct: nothing is to be thought about.
+    """
+    rng = random.Random(hashlib.sha256(f"transcription|{draw}|{example.id}".encode()).digest())
+    return SupervisedExample(
+        example_id=example.id,
+        mode="direct",
+        prompt=f"{rng.choice(TRANSCRIPTION_INSTRUCTIONS)}\naudio: {AUDIO_MARKER}",
+        target=example.transcript,
+        asked_labels=(),
+        reference=(),
     )
 
 

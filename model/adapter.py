@@ -38,8 +38,11 @@ class SpeechAdapter(nn.Module):
         with torch.no_grad():
             self.norm.weight.fill_(embedding_rms)
 
-    def forward(self, states: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """States [B, F, W] and frames [B] -> embeddings [A, D], A = sum of `audio_token_count(frames)`, row by row."""
+    def forward(self, states: torch.Tensor, frames: torch.Tensor, stacks: torch.Tensor) -> torch.Tensor:
+        """States [B, F, W], frames [B] and the stacks [A] that hold a frame (`Batch.stack_places`) -> embeddings [A, D], row by row.
+
+        The stacks are named by the batch, which knows them on the host: to find them here, the host would have to wait for the GPU.
+        """
         batch, longest, width = states.shape
         states = states.to(self.up.weight.dtype) * self.state_scale + self.state_shift
         inside = torch.arange(longest, device=states.device)[None, :] < frames[:, None]
@@ -48,9 +51,7 @@ class SpeechAdapter(nn.Module):
         )  # past an example's end the standardised input is zero, whatever the batch's padding
         count = audio_token_count(longest, self.stack_factor)
         padded = nn.functional.pad(states, (0, 0, 0, count * self.stack_factor - longest))
-        stacked = padded.reshape(batch, count, width * self.stack_factor)
-        counts = -(-frames // self.stack_factor)
-        kept = torch.arange(count, device=states.device)[None, :] < counts[:, None]
-        projected = self.down(nn.functional.gelu(self.up(stacked[kept])))
+        stacked = padded.reshape(batch * count, width * self.stack_factor).index_select(0, stacks)
+        projected = self.down(nn.functional.gelu(self.up(stacked)))
         embeddings: torch.Tensor = self.norm(projected.float())  # the norm's weight is fp32, under autocast too
         return embeddings

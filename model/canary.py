@@ -26,7 +26,8 @@ from data.records import InferenceMode, Prediction
 from data.rendering import render
 from data.scoring import Counts, count_example
 from data.supervision import supervise
-from model.checkpoints import load_trainable, newest_checkpoint, save_checkpoint
+from model.checkpoint_folder import newest_checkpoint
+from model.checkpoints import load_trainable, save_checkpoint
 from model.configs import Execution, TrialConfig
 from model.generate import Item, generate_predictions
 from model.hooks import TrialHooks
@@ -164,7 +165,7 @@ class _Canary:
         self._judge(predictions)
 
         checkpoints = self.paths.output / "checkpoints"
-        save_checkpoint(engine, checkpoints, step=self.steps, rank=self.rank, world=self.world)
+        save_checkpoint(engine, checkpoints, step=self.steps)
         self.hooks.on_checkpoint(self.steps)
         _discard(engine)
         del engine
@@ -215,7 +216,7 @@ class _Canary:
     def _overfit(self, engine: Any) -> tuple[float, float]:
         """Train until the answers are known, or steps or time are over; returns the first and the last loss."""
         steps, started = self.config.budget.steps, time.perf_counter()
-        log = TrialLog(self.paths.output, steps=steps, resume_step=0) if self.rank == 0 else None
+        log = TrialLog(self.paths.output, steps=steps, fresh=True) if self.rank == 0 else None
         losses = []
         for info in training_steps(
             engine, lambda step: self.batches, first_step=0, steps=steps, optim=self.config.optim

@@ -1,17 +1,12 @@
-"""Engine state <-> a checkpoint folder: trainable weights, AdamW moments, random state and position, all safetensors and JSON.
+"""Engine state <-> the files of a checkpoint (`model.checkpoint_folder`): trained weights, AdamW moments and random state, all safetensors.
 
-    checkpoints/step-000200/{trainable.safetensors, optimizer.safetensors, random-<rank>.safetensors, commit.json}
-
-`commit.json` is written last and holds the sha256 of every other file: a folder without it, or with a file that differs, is no checkpoint
-and the one before it is used. Tensors are whole (gathered from ZeRO partitions) and named, so the number of workers may change. There is no pickle.
+Tensors are whole (gathered from ZeRO partitions) and named, so the number of workers may change. There is no pickle.
 DeepSpeed's own checkpoints are not used: they are pickles, cannot be loaded at another world size under ZeRO, and by default hold the frozen LM.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +17,53 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
-from data.atomic import file_sha256, write_json
+from data.atomic import atomic_open
+from model.checkpoint_folder import OPTIMIZER_FILE, WEIGHTS_FILE, commit_checkpoint, new_checkpoint, read_commit
+from model.process_group import agreed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-KEPT = 2
-_log = logging.getLogger(__name__)
 
 
-def save_checkpoint(engine: Any, folder: Path, *, step: int, rank: int, world: int) -> None:
-    """Write `folder`/step-<step> from every rank (rank 0 writes the weights), then keep the last two. Collective: all ranks call it."""
-    target = folder / f"step-{step:06d}"
-    if rank == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    _barrier(world)
+def save_checkpoint(engine: Any, folder: Path, *, step: int, before_commit: Callable[[], None] = lambda: None) -> None:
+    """Gather from every rank and write `folder`/step-<step> on rank 0, then keep the last two. Collective: all ranks call it.
+
+    `before_commit` is called on rank 0 when all is written; what it or the disk raises is raised on every rank, and nothing is committed.
+    """
     weights, moments = _gather(engine)
-    save_file(_random_state(engine.device), target / f"random-{rank}.safetensors")
-    if rank == 0:
-        save_file(weights, target / "trainable.safetensors")
-        save_file(moments, target / "optimizer.safetensors")
-    _barrier(world)
-    if rank == 0:
-        hashes = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
-        write_json(target / "commit.json", {"step": step, "world": world, "sha256": hashes})
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-    _barrier(world)
+    random_states = _random_states(engine.device)
 
+    def write() -> None:
+        writing = new_checkpoint(folder)
+        save_file(weights, writing / WEIGHTS_FILE)
+        save_file(moments, writing / OPTIMIZER_FILE)
+        for rank, state in enumerate(random_states):
+            save_file(state, writing / _random_file(rank))
+        world, samples = len(random_states), step * engine.train_batch_size()
+        commit_checkpoint(writing, step=step, world=world, samples=samples, before_commit=before_commit)
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None when there is none. Damaged ones are passed over with a warning that names the file."""
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
-        damage = _damage(candidate)
-        if damage is None:
-            return candidate
-        _log.warning("checkpoint %s: %s; the one before it is used", candidate, damage)
-    return None
+    agreed(write)
 
 
 def load_trainable(module: Any, checkpoint: Path) -> None:
     """The weights, into a module without an engine: before one is built (whose master copies follow from them), or to generate in a fresh process."""
-    _load(module.trainable_parameters(), load_file(checkpoint / "trainable.safetensors"), checkpoint)
+    _load(module.trainable_parameters(), load_file(checkpoint / WEIGHTS_FILE), checkpoint)
 
 
 def load_adapter(module: Any, file: Path) -> None:
     """The weights of an adapter that was aligned before (`model.alignment`), into the adapter of a module without an engine."""
     _load(dict(module.adapter.named_parameters()), load_file(file), file)
+
+
+def save_adapter(engine: Any, file: Path, *, rank: int) -> None:
+    """Write the adapter's weights as `load_adapter` reads them, whole or not at all. Collective: all ranks call it, rank 0 writes."""
+    parameters = dict(engine.module.adapter.named_parameters())
+    with deepspeed.zero.GatheredParameters(parameters.values()):  # does nothing but under ZeRO-3
+        weights = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+    if rank == 0:
+        with atomic_open(file, "wb") as stream:
+            stream.write(save(weights))
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
@@ -89,18 +83,23 @@ def _load(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Te
             parameter.copy_(weights[name])
 
 
-def load_optimizer(engine: Any, checkpoint: Path, *, rank: int) -> int:
+def load_optimizer(engine: Any, checkpoint: Path, *, rank: int, steps: int) -> int:
     """Restore the moments and this rank's random state into a fresh engine over loaded weights; returns the step.
 
-    The learning rate follows from the step.
+    The learning rate follows from the step. Nothing is restored where that is the last of `steps`: what is left needs the weights alone.
+    Of random states there is torch's alone: dropout draws from it, and what Python or NumPy draw is seeded where it is drawn.
     """
-    moments = load_file(checkpoint / "optimizer.safetensors")
-    commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
-    _set_moments(engine, moments, step=commit["step"], rank=rank)
-    random_file = checkpoint / f"random-{rank}.safetensors"
-    if random_file.is_file():  # absent when the number of workers grew: the sample order does not depend on it
-        _set_random_state(load_file(random_file))
-    return int(commit["step"])
+    commit = read_commit(checkpoint)
+    if commit.step == steps:
+        return steps
+    if OPTIMIZER_FILE not in commit.files:
+        raise ValueError(f"{checkpoint}: holds weights alone: they can be scored and exported, not trained on")
+    assert commit.samples == commit.step * engine.train_batch_size(), "another global batch is another trial"
+    _set_moments(engine, load_file(checkpoint / OPTIMIZER_FILE), step=commit.step, rank=rank)
+    # absent when the number of workers grew: the sample order does not depend on it
+    if _random_file(rank) in commit.files:
+        _set_random_state(load_file(checkpoint / _random_file(rank)))
+    return commit.step
 
 
 def _gather(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -123,7 +122,8 @@ def _set_moments(engine: Any, moments: dict[str, torch.Tensor], *, step: int, ra
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
 
     def state_of(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"step": torch.tensor(float(step)), **{moment: torch.zeros_like(parameter) for moment in MOMENTS}}
+        count = torch.full((), float(step), device=parameter.device)  # fused AdamW, on a GPU, counts there
+        return {"step": count, **{moment: torch.zeros_like(parameter) for moment in MOMENTS}}
 
     parameters = engine.module.trainable_parameters()
     if stage == 0:
@@ -159,32 +159,22 @@ def _link_moments(zero_optimizer: Any) -> None:
     zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _damage(checkpoint: Path) -> str | None:
-    try:
-        commit = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
-        for name, expected in commit["sha256"].items():
-            if file_sha256(checkpoint / name) != expected:
-                return f"{name} differs from what was saved"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        return "commit.json is damaged"
-    return None
+def _random_file(rank: int) -> str:
+    return f"random-{rank}.safetensors"
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def _random_states(device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """Every rank's. Collective."""
     state = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    states = [state] * torch.distributed.get_world_size()
+    if len(states) > 1:
+        torch.distributed.all_gather_object(states, state)
+    return states
 
 
 def _set_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _barrier(world: int) -> None:
-    if world > 1:
-        torch.distributed.barrier()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from data.records import INFERENCE_MODES, InferenceMode, Split, SupervisionMode
-from data.supervision import SupervisionConfig
+from data.supervision import TRANSCRIPTION_VERSION, SupervisionConfig
 
 FoundationKind = Literal["base", "instruct", "reasoning", "hybrid"]
 FOUNDATION_KINDS: tuple[FoundationKind, ...] = get_args(FoundationKind)
@@ -157,12 +157,18 @@ class AlignmentConfig:
 
     budget: Budget
     adapter_learning_rate: float = 1e-3
+    transcription_version: int = TRANSCRIPTION_VERSION  # of the prompts and targets
 
     def __post_init__(self) -> None:
         _require(
             self.budget.steps >= 1, "alignment.budget.steps", "must be at least 1; leave the alignment out instead"
         )
         _require(self.adapter_learning_rate > 0, "alignment.adapter_learning_rate", "must be positive")
+        _require(
+            self.transcription_version == TRANSCRIPTION_VERSION,
+            "alignment.transcription_version",
+            f"this code writes version {TRANSCRIPTION_VERSION}, not {self.transcription_version}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

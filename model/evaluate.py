@@ -1,25 +1,31 @@
-"""A trained SpeechLLM -> the predictions of every split and inference mode, on disk as `predictions-<inference mode>.jsonl`."""
+"""A trained SpeechLLM -> the predictions of every split and inference mode, on disk as `predictions-<inference mode>.jsonl`.
+
+What is asked together follows from the questions and the batch size alone, whatever the number of workers. Every finished batch is kept
+(`model.answer_parts`): an evaluation that was killed, on however many workers, goes on with the batches that are missing.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.atomic import iter_whole_lines, write_jsonl
-from data.records import InferenceMode, Prediction, Split, prediction_from_json, to_json
+from data.records import InferenceMode, Prediction, Split
+from model.answer_parts import AnswerFiles, Asked, asked
+from model.checkpoint_folder import WEIGHTS_FILE, newest_checkpoint, read_commit
 from model.configs import Execution, TrialConfig
-from model.generate import Item, generate_predictions
+from model.generate import Item, answer_batch, length_batches
 from model.hooks import TrialHooks, TrialInterrupted
 from model.process_group import agreed
 from model.speech_llm import SpeechLLM
 from model.trial_data import TrialData
 from model.trial_log import TrialLog
 
-_log = logging.getLogger(__name__)
+ItemBatch = tuple[Split, list[Item]]
 
 
 def evaluate(
@@ -33,66 +39,102 @@ def evaluate(
     hooks: TrialHooks,
     log: TrialLog | None,
 ) -> list[Prediction]:
-    """Generate what is not on disk yet, each rank its share; one file per inference mode, written whole by rank 0."""
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    """Generate what is not on disk yet, each rank its share; returns every prediction, split after split, on every rank. Collective.
+
+    `model` holds the weights of the newest checkpoint below `output`; without one it is untrained. Raises TrialInterrupted, with every finished
+    batch on disk, when `hooks.should_stop` says so; whatever a hook raises; OSError when answers cannot be kept.
+    """
+    weights = agreed(partial(_weights_name, output))
     everything: list[Prediction] = []
     for mode in config.inference_modes:
-        path = output / f"predictions-{mode}.jsonl"
         items_of = {split: trial_data.evaluation_items(split, mode) for split in config.evaluation.splits}
-        stored = agreed(partial(_stored_predictions, path, items_of))
-        if stored is not None:
-            everything += stored
-            continue
-        answered: list[Prediction] = []
-        for split, items in items_of.items():
-            places = range(
-                rank, -(-len(items) // world) * world, world
-            )  # as many on every rank: the last ones answer a first one again
-
-            def on_progress(done: int, total: int, split: Split = split, mode: InferenceMode = mode) -> None:
-                if log:
-                    log.status("evaluating", split=split, mode=mode, step=done, steps=total)
-
-            mine = generate_predictions(
+        questions = _Questions(mode=mode, items_of=items_of, batch_size=execution.evaluation_batch_size)
+        files = AnswerFiles(output, mode, model=weights)
+        predictions = agreed(partial(files.committed, questions.asked()))
+        if predictions is None:
+            generation = partial(
+                answer_batch,
                 model,
                 tokenizer,
-                [items[place % len(items)] for place in places],
                 kind=config.foundation.kind,
-                split=split,
                 max_new_tokens=config.evaluation.max_new_tokens(mode),
-                batch_size=execution.evaluation_batch_size,
                 synced=execution.zero_stage == 3,
-                on_progress=on_progress,
+                constrained=config.evaluation.constrained,
             )
-            answered += _gathered(mine, len(items), world)
-            if agreed(hooks.should_stop):
-                raise TrialInterrupted(f"stopped while {mode} answers were generated")
-        agreed(hooks.before_write)
-        if rank == 0:
-            write_jsonl(path, map(to_json, answered))
-        everything += answered
+            batches = agreed(partial(files.kept, questions.asked()))
+            if questions.missing(batches):
+                batches = _answer_missing(
+                    questions, batches, files, generation, synced=execution.zero_stage == 3, hooks=hooks, log=log
+                )
+            answers = {asked(answer): answer for batch in batches for answer in batch}
+            predictions = [answers[question] for question in questions.asked()]
+            agreed(hooks.before_write)
+            if torch.distributed.get_rank() == 0:
+                files.commit(predictions)
+        everything += predictions
     return everything
 
 
-def _stored_predictions(path: Path, items_of: dict[Split, list[Item]]) -> list[Prediction] | None:
-    """What an earlier attempt generated, None when there is nothing or when it is not one prediction per item."""
-    if not path.exists():
-        return None
-    expected = [(split, supervised.example_id) for split, items in items_of.items() for supervised, *_ in items]
-    try:
-        stored = [prediction_from_json(row) for row in iter_whole_lines(path)]
-    except (ValueError, TypeError, KeyError) as error:
-        _log.warning("%s: is damaged (%s); generated again", path, error)
-        return None
-    if [(prediction.split, prediction.example_id) for prediction in stored] != expected:
-        _log.warning("%s: does not hold one prediction per example; generated again", path)
-        return None
-    return stored
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    """Everything that is asked in one inference mode."""
+
+    mode: InferenceMode
+    items_of: Mapping[Split, Sequence[Item]]
+    batch_size: int
+
+    def asked(self) -> list[Asked]:
+        """Every question, split after split, in the order of the examples."""
+        return [(split, supervised.example_id) for split, items in self.items_of.items() for supervised, *_ in items]
+
+    def missing(self, answered: Sequence[Sequence[Prediction]]) -> list[ItemBatch]:
+        """What is to be asked yet, in batches. Where whole batches of this size were answered, these are the rest of them: all are full but the
+        shortest questions' of each split."""
+        known = {asked(answer) for batch in answered for answer in batch}
+        batches: list[ItemBatch] = []
+        for split, items in self.items_of.items():
+            left = [item for item in items if (split, item[0].example_id) not in known]
+            batches += [(split, [left[i] for i in chosen]) for chosen in length_batches(left, self.batch_size)]
+        return batches
 
 
-def _gathered(mine: list[Prediction], count: int, world: int) -> list[Prediction]:
-    """Every rank's answers in the order of the items, of which rank r answered r, r + world, ..."""
-    shares: list[list[Prediction]] = [mine] * world
+def _answer_missing(
+    questions: _Questions,
+    kept: list[list[Prediction]],
+    files: AnswerFiles,
+    generation: Any,
+    *,
+    synced: bool,
+    hooks: TrialHooks,
+    log: TrialLog | None,
+) -> list[list[Prediction]]:
+    """Answer what is missing, batch after batch dealt to the ranks; returns all batches, as they are on disk afterwards."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    agreed(hooks.before_write)
+    agreed(partial(files.restart, kept))
+    missing, done, total = questions.missing(kept), sum(map(len, kept)), len(questions.asked())
+    with files.appending(rank) as append:
+        for start in range(0, len(missing), world):
+            if agreed(hooks.should_stop):
+                raise TrialInterrupted(f"stopped with {done} of {total} {questions.mode} answers, which are saved")
+            dealt = missing[start : start + world]
+            split, items = dealt[rank] if rank < len(dealt) else dealt[0]
+            if log:
+                log.status("evaluating", split=split, mode=questions.mode, step=done, steps=total)
+            if rank < len(dealt):
+                append(generation(items, split=split))
+            elif synced:  # the weights are sharded: the others need this rank in each of their forward passes
+                generation(items, split=split)
+            done += sum(len(items) for _, items in dealt)
     if world > 1:
-        torch.distributed.all_gather_object(shares, mine)
-    return [shares[place % world][place // world] for place in range(count)]
+        torch.distributed.barrier()  # every rank has closed its part
+    batches = agreed(partial(files.kept, questions.asked()))
+    if questions.missing(batches):
+        raise OSError(f"{questions.mode} answers that were just written cannot be read back; is the disk failing?")
+    return batches
+
+
+def _weights_name(output: Path) -> str:
+    """What tells the evaluated weights from any others."""
+    checkpoint = newest_checkpoint(output / "checkpoints")
+    return read_commit(checkpoint).files[WEIGHTS_FILE] if checkpoint else "untrained"

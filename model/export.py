@@ -225,7 +225,7 @@ def weights_sha256(foundation: Foundation) -> dict[str, str]:
 
 
 def _last_weights(config: TrialConfig, checkpoints: Path) -> Weights:
-    from model.checkpoints import newest_checkpoint
+    from model.checkpoint_folder import newest_checkpoint
 
     checkpoint = newest_checkpoint(checkpoints)
     step = _read_json(checkpoint / "commit.json")["step"] if checkpoint else None

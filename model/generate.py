@@ -37,7 +37,6 @@ class AnswerClosed(StoppingCriteria):
         return torch.tensor([CLOSING in tail for tail in tails], device=input_ids.device)
 
 
-@torch.no_grad()
 def generate_predictions(
     model: SpeechLLM,
     tokenizer: Any,
@@ -48,41 +47,85 @@ def generate_predictions(
     max_new_tokens: int,
     batch_size: int,
     synced: bool = False,
+    constrained: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
     """Answer every item (supervised, rendered, encoder states) greedily; predictions come back in the items' order.
 
+    For `synced` and `constrained` see `answer_batch`.
+    """
+    predictions: dict[int, Prediction] = {}
+    for chosen in length_batches(items, batch_size):
+        answers = answer_batch(
+            model,
+            tokenizer,
+            [items[i] for i in chosen],
+            kind=kind,
+            split=split,
+            max_new_tokens=max_new_tokens,
+            synced=synced,
+            constrained=constrained,
+        )
+        predictions.update(zip(chosen, answers, strict=True))
+        on_progress(len(predictions), len(items))
+    return [predictions[i] for i in range(len(items))]
+
+
+def length_batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:
+    """Places of the items in batches: the longest prompts first, those of one length by id; all full but the last."""
+    order = sorted(range(len(items)), key=lambda i: (-_prompt_length(items[i]), items[i][0].example_id))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@torch.no_grad()
+def answer_batch(
+    model: SpeechLLM,
+    tokenizer: Any,
+    items: Sequence[Item],
+    *,
+    kind: str,
+    split: Split,
+    max_new_tokens: int,
+    synced: bool = False,
+    constrained: bool = False,
+) -> list[Prediction]:
+    """Answer some items together, greedily, in one call of the LM's `generate`.
+
     `synced`: the weights are sharded over the workers (ZeRO-3), so every worker must take part in every forward pass until the last one has
-    finished its rows. All of them then call with the same number of items.
+    finished its rows. All of them then call as often. `constrained`: only tokens that `model.constrained` admits; raises ValueError as it does.
     """
     model.eval()
     ends = _end_tokens(model, tokenizer, kind)
-    device = next(model.adapter.parameters()).device
-    order = sorted(range(len(items)), key=lambda i: (-_prompt_length(items[i]), items[i][0].example_id))
-    predictions: dict[int, Prediction] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate(
-            [(items[i][0].example_id, items[i][1], items[i][2]) for i in chosen],
-            stack_factor=model.adapter.stack_factor,
-            pad_id=tokenizer.pad_token_id,
-            with_targets=False,
-        ).to(device)
-        with model.autocast():
-            generated = model.llm.generate(  # type: ignore[operator]
-                inputs_embeds=model.inputs_embeds(batch),
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
-                stopping_criteria=[AnswerClosed(tokenizer)],
-                synced_gpus=synced,
-            )
-        for i, ids in zip(chosen, generated.tolist(), strict=True):
-            predictions[i] = _prediction(items[i][0], ids, tokenizer, ends, split)
-        on_progress(len(predictions), len(items))
-    return [predictions[i] for i in range(len(items))]
+    batch = collate(
+        [(supervised.example_id, rendered, states) for supervised, rendered, states in items],
+        stack_factor=model.adapter.stack_factor,
+        pad_id=tokenizer.pad_token_id,
+        with_targets=False,
+    ).to(next(model.adapter.parameters()).device)
+    with model.autocast():
+        generated = model.llm.generate(  # type: ignore[operator]
+            inputs_embeds=model.inputs_embeds(batch),
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[_admitted(model, tokenizer, ends, items)] if constrained else [],
+            stopping_criteria=[AnswerClosed(tokenizer)],
+            synced_gpus=synced,
+        )
+    return [
+        _prediction(supervised, ids, tokenizer, ends, split)
+        for (supervised, *_), ids in zip(items, generated.tolist(), strict=True)
+    ]
+
+
+def _admitted(model: SpeechLLM, tokenizer: Any, ends: Sequence[int], items: Sequence[Item]) -> Any:
+    from model.constrained import AdmittedAnswers, answer_grammar  # here: its library is an extra
+
+    llm: Any = model.llm
+    grammar = answer_grammar(tokenizer, llm.config.vocab_size, tuple(ends))
+    return AdmittedAnswers(grammar, [(supervised.mode, supervised.asked_labels) for supervised, *_ in items])
 
 
 def _prompt_length(item: Item) -> int:

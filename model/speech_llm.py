@@ -47,9 +47,9 @@ class SpeechLLM(nn.Module):
     def inputs_embeds(self, batch: Batch) -> torch.Tensor:
         """Token embeddings with the audio embeddings spliced in: [B, L, D] in the LM's dtype."""
         embeds = self.llm.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
-        audio = self.adapter(batch.states, batch.state_frames).to(embeds.dtype)
-        spliced: torch.Tensor = embeds.masked_scatter(batch.audio_mask[..., None], audio)
-        return spliced
+        audio = self.adapter(batch.states, batch.state_frames, batch.stack_places).to(embeds.dtype)
+        spliced: torch.Tensor = embeds.flatten(0, 1).index_copy(0, batch.audio_places, audio)
+        return spliced.view_as(embeds)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The batch's summed target cross-entropy over `loss_normalizer`: a scalar in fp32.

@@ -17,19 +17,18 @@ import torch
 from data.encoder_states import StateKey
 from data.records import InferenceMode, Prediction, Split
 from data.scoring import Score, score
-from model.checkpoints import load_adapter, load_optimizer, load_trainable, newest_checkpoint, save_checkpoint
+from model.checkpoint_folder import checkpoint_to_resume, newest_checkpoint
+from model.checkpoints import load_adapter, load_optimizer, load_trainable
 from model.configs import Execution, TrialConfig
 from model.evaluate import evaluate
 from model.generate import generate_predictions
-from model.hooks import TrialHooks, TrialInterrupted
+from model.hooks import TrialHooks
 from model.process_group import agreed, join_process_group
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
-from model.train import build_engine, training_steps
+from model.stage import train_stage
+from model.train import build_engine
 from model.trial_data import Hear, TrialData
 from model.trial_log import TrialLog
-
-LOG_EVERY = 10
-"""Optimizer steps between two lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,40 +67,23 @@ def run_trial(
     hooks = hooks or TrialHooks()
     torch.set_num_threads(execution.cpus_per_worker)
     join_process_group(use_gpu=execution.use_gpu)
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank = torch.distributed.get_rank()
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.foundation)
     trial_data = open_data(config, tokenizer, paths)
     model = build_trial_model(config, execution, trial_data)
-    checkpoint = agreed(lambda: newest_checkpoint(paths.output / "checkpoints"))
+    checkpoint = agreed(lambda: checkpoint_to_resume(paths.output, steps=config.budget.steps))
     if checkpoint:
         load_trainable(model, checkpoint)
     elif config.alignment:
         assert paths.aligned_adapter, "the alignment stage comes first"
         load_adapter(model, paths.aligned_adapter)
     engine = build_engine(model, config.optim, execution, batch_size=config.budget.batch_size)
-    first_step = load_optimizer(engine, checkpoint, rank=rank) if checkpoint else 0
-    log = TrialLog(paths.output, steps=config.budget.steps, resume_step=first_step) if rank == 0 else None
+    first_step = load_optimizer(engine, checkpoint, rank=rank, steps=config.budget.steps) if checkpoint else 0
+    log = TrialLog(paths.output, steps=config.budget.steps) if rank == 0 else None
     loaded = time.perf_counter()
 
-    def micro_batches_of(step: int) -> list[Any]:
-        return trial_data.micro_batches(step, rank=rank, world=world, micro_batches=execution.micro_batches)
-
-    for info in training_steps(
-        engine, micro_batches_of, first_step=first_step, steps=config.budget.steps, optim=config.optim
-    ):
-        last = info.step == config.budget.steps
-        if log:
-            log.step(info, log=info.step % LOG_EVERY == 0 or info.step == 1 or last)
-        stop = agreed(hooks.should_stop)
-        if last or stop or info.step % execution.checkpoint_every == 0:
-            agreed(hooks.before_write)
-            if log:
-                log.flush()
-            save_checkpoint(engine, paths.output / "checkpoints", step=info.step, rank=rank, world=world)
-            hooks.on_checkpoint(info.step)
-        if stop:
-            raise TrialInterrupted(f"stopped after step {info.step}, which is saved")
+    train_stage(config, execution, engine, trial_data, paths.output, first_step=first_step, hooks=hooks, log=log)
     trained = time.perf_counter()
 
     predictions = evaluate(config, execution, engine.module, tokenizer, trial_data, paths.output, hooks=hooks, log=log)

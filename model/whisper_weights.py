@@ -105,9 +105,12 @@ def load_encoder_weights(path: Path) -> Tensors:
     remedy = f"delete {path} and run again"
     try:
         tensors = load_file(path)
-        recorded = str(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
-    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path}: the encoder weights cannot be read ({error}); {remedy}") from error
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        recorded, _ = str(about["sha256"]), about["source"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: the encoder weights, or the .json beside them, cannot be read ({error}); {remedy}"
+        ) from error
     _check(ENCODER_SHA256.get(path.stem, recorded), tensors_sha256(tensors), str(path), remedy)
     return tensors
 

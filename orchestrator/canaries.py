@@ -15,7 +15,7 @@ from data.records import INFERENCE_MODES, SupervisionMode
 from model.configs import Budget, EncoderConfig, EvaluationConfig, Execution, TrialConfig
 from orchestrator.identity import fingerprint, write_config
 from orchestrator.layout import RunFolder
-from orchestrator.ledger import read_state
+from orchestrator.ledger import read_state, set_damaged_aside
 from orchestrator.prepare import PreparedData
 from orchestrator.trial_driver import TrialOrder
 
@@ -37,7 +37,8 @@ class CanaryFailed(RuntimeError):
 def canary_config(trials: Sequence[TrialConfig]) -> TrialConfig:
     """What the canary of one foundation computes, from the foundation's trials.
 
-    Supervision is hybrid where the trials' modes differ, so that both inference modes are asked for; all else is as in the trials.
+    Supervision is hybrid where the trials' modes differ, so that both inference modes are asked for. There is no alignment: it comes later, and
+    eight answers are learned by heart without. All else is as in the trials.
     """
     modes = {trial.mode for trial in trials}
     mode: SupervisionMode = modes.pop() if len(modes) == 1 else "hybrid"
@@ -51,16 +52,21 @@ def canary_config(trials: Sequence[TrialConfig]) -> TrialConfig:
         seed=0,
         optim=replace(trial.optim, lora_learning_rate=LORA_RATE_FACTOR * trial.optim.lora_learning_rate),
         evaluation=EvaluationConfig(),  # it is not the trial's that is asked
+        alignment=None,
     )
 
 
 def canary_execution(execution: Execution, canary: TrialConfig, trial: TrialConfig) -> Execution:
     """One worker, but for weights that are sharded because no device holds them (ZeRO-3); micro-batches no larger than the trial's."""
     workers, stage = (execution.workers, 3) if execution.zero_stage == 3 else (1, 0)
-    mine, largest = canary.budget.batch_size // workers, trial.budget.batch_size
-    largest = max(1, largest // (execution.workers * execution.micro_batches))
-    micro_batches = next((n for n in range(1, mine + 1) if mine % n == 0 and mine // n <= largest), 1)
+    micro_batches = micro_batches_like(execution, trial, canary.budget.batch_size, workers=workers)
     return replace(execution, workers=workers, zero_stage=stage, micro_batches=micro_batches)
+
+
+def micro_batches_like(execution: Execution, trial: TrialConfig, batch_size: int, *, workers: int) -> int:
+    """The fewest micro-batches of another batch that are no larger than the trial's: as much as fits the device."""
+    mine, largest = batch_size // workers, trial.budget.batch_size // (execution.workers * execution.micro_batches)
+    return next((n for n in range(1, mine + 1) if mine % n == 0 and mine // n <= max(1, largest)), 1)
 
 
 def order_canaries(
@@ -83,6 +89,7 @@ def order_canaries(
             continue
         if state.state == "stale":
             folder.result.unlink(missing_ok=True)  # passed as something else; the attempts' numbers go on
+        set_damaged_aside(state)
         write_config(folder.config, config)
         latest = folder.latest_attempt()
         data = prepared[config.encoder]
@@ -96,6 +103,7 @@ def order_canaries(
             encoder_key=data.encoder_key,
             ray_storage=storage,
             run_trial=run_canary_trial,
+            role="canary",
             earlier_attempts=latest.number if latest else 0,
         )
     return orders

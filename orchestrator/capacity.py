@@ -1,11 +1,14 @@
 """A trial, how it is meant to run and a GPU type -> `Capacity`: does it fit, how spread, how long does it take, what does it leave on disk.
 
 Pure arithmetic on the model's dimensions: no weights, no torch, no network. Memory is `orchestrator.memory`'s, time `orchestrator.workload`'s.
+
+Small trials may share a GPU. Where a model is so small that launching its kernels takes longer than their arithmetic, the GPU idles in between, and
+another trial's kernels fit in there; `orchestrator.workload` says with which assumption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.records import Split
@@ -24,6 +27,12 @@ from orchestrator.workload import (
 CHECKPOINTS_ON_DISK = 3  # two are kept while the next is written (`model.checkpoints`)
 MEMORY_MARGIN = 0.15
 """Share of a GPU left free, for the allocator's fragments and for what the formulas miss: an assumption."""
+GPUS = 8
+"""GPUs that a plan spreads trials over: a node's, where it is not told."""
+MOST_TRIALS_PER_GPU = 8
+"""Beyond that the plan's simple picture of sharing (`Workload.step_seconds`) is not to be trusted: an assumption."""
+SHARING_GAIN = 0.25
+"""Twice as many trials share a GPU only where that saves at least this part of the GPU-hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +58,24 @@ class Capacity:
 
     @property
     def gpu_hours(self) -> float:
-        """Of training and evaluation; loading is not in it."""
-        return self.execution.workers * self.workload.seconds(self.execution) / 3600
+        """Of training and evaluation; a shared GPU's hours are split among its trials. Loading is not in it, nor is the alignment."""
+        return _gpu_hours(self.workload, self.execution)
+
+    @property
+    def alignment_gpu_hours(self) -> float:
+        """Of the alignment stage, which all trials of the foundation and seed share; 0 without one."""
+        return _gpu_hours(self.workload.alignment, self.execution) if self.workload.alignment else 0.0
 
     @property
     def host_bytes(self) -> int:
-        """Main memory of a node that holds all workers: each of them loads the whole foundation before it goes to its GPU."""
-        return self.execution.workers * BYTES[self.workload.trial.optim.precision] * self.workload.frozen
+        """Main memory of a node that holds all workers, while they load.
+
+        Published weights are bf16. A trial in bf16 maps their files: all workers read one copy, which the kernel drops when it needs the space.
+        In fp32 each worker makes its own. Each takes the embeddings' root mean square from one or two fp32 copies.
+        """
+        precision, workers, a = self.workload.trial.optim.precision, self.execution.workers, self.workload.architecture
+        weights = BYTES[precision] * self.workload.frozen * (1 if precision == "bf16" else workers)
+        return weights + workers * (8 if precision == "bf16" else 4) * a.vocab_size * a.hidden_size
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -81,29 +101,86 @@ def plan_capacity(
     *,
     examples: Mapping[Split, int],
     lengths: SequenceLengths | None = None,
-    max_gpus: int = 8,
+    max_gpus: int = GPUS,
     keep_declared: bool = True,
+    waiting: int = 1,
 ) -> Capacity:
     """Fit one trial into GPUs of one type. `examples` counts the splits that are evaluated; `lengths` default to `assumed_lengths`.
 
     The declared execution is kept where it fits (on fewer GPUs where there are not as many). Where it does not (or with `keep_declared=False`), the
     smallest number of GPUs up to `max_gpus` that has a fitting one is taken, and of those the fastest, with the lowest ZeRO stage and the largest
-    micro-batch. Evaluation batches are halved until they fit. Raises ValueError when the foundation's dimensions are not known.
+    micro-batch. Evaluation batches are halved until they fit. `waiting` trials, this one with them, are to run on `max_gpus` GPUs: where they are
+    more, and it pays, several share a GPU. Raises ValueError when the foundation's dimensions are not known.
     """
     workload = Workload(trial=trial, hardware=hardware, lengths=lengths or assumed_lengths(trial), examples=examples)
     start = replace(declared, workers=min(declared.workers, max_gpus) if keep_declared else 1)
     closest = _with_fitting_evaluation(workload, start)
     if keep_declared and _divides(workload, closest) and _fits(workload, closest):
-        return _capacity(workload, closest, declared)
+        return _capacity(workload, _shared(workload, closest, waiting, max_gpus), declared)
     gpus = start.workers
     while gpus <= max_gpus:
-        choices = list(_choices(workload, replace(declared, workers=gpus)))
+        choices = list(_choices(workload, replace(declared, workers=gpus, trials_per_gpu=1)))
         if fitting := [choice for choice in choices if _fits(workload, choice)]:
             best = min(fitting, key=lambda x: (workload.seconds(x), x.zero_stage, x.micro_batches))
-            return _capacity(workload, best, declared)
+            return _capacity(workload, _shared(workload, best, waiting, max_gpus), declared)
         closest = min([*choices, closest], key=lambda choice: _peak(workload, choice))
         gpus *= 2
     return _capacity(workload, closest, declared, _refusal(workload, closest, max_gpus))
+
+
+def plan_capacities(
+    trials: Sequence[TrialConfig],
+    declared: Execution,
+    hardware: Hardware,
+    *,
+    examples: Mapping[Split, int],
+    max_gpus: int = GPUS,
+) -> dict[TrialConfig, Capacity]:
+    """`plan_capacity` of all trials that are to run. Seeds need the same, so they are computed once."""
+    known: dict[TrialConfig, Capacity] = {}
+    capacities = {}
+    for trial in trials:
+        seedless = replace(trial, seed=0)
+        if seedless not in known:
+            known[seedless] = plan_capacity(
+                seedless, declared, hardware, examples=examples, max_gpus=max_gpus, waiting=len(trials)
+            )
+        found = known[seedless]
+        capacities[trial] = replace(found, workload=replace(found.workload, trial=trial))
+    return capacities
+
+
+def alignment_gpu_hours(capacities: Mapping[str, Capacity]) -> dict[str, float]:
+    """GPU-hours of every alignment stage, once per foundation and seed, by its name ("qwen3-4b.seed0"). Trials that do not fit have none."""
+    hours = {}
+    for capacity in capacities.values():
+        trial = capacity.workload.trial
+        if trial.alignment and not capacity.refusal:
+            hours[f"{trial.foundation.name}.seed{trial.seed}"] = capacity.alignment_gpu_hours
+    return hours
+
+
+def spread(execution: Execution, *, waiting: int, gpus: int) -> Execution:
+    """No more trials to a GPU than it takes to fill all of them: while there are few, each has more of a GPU."""
+    sharing = execution.trials_per_gpu
+    while sharing > 1 and sharing * gpus > waiting:
+        sharing //= 2
+    return replace(execution, trials_per_gpu=sharing)
+
+
+def _shared(workload: Workload, execution: Execution, waiting: int, gpus: int) -> Execution:
+    """As many trials to a GPU as fit, fill all GPUs and save GPU-hours, in powers of two. More than one where so many are declared."""
+    while execution.workers == 1 and execution.use_gpu and 2 * execution.trials_per_gpu <= MOST_TRIALS_PER_GPU:
+        twice = replace(execution, trials_per_gpu=2 * execution.trials_per_gpu)
+        saved = 1 - _gpu_hours(workload, twice) / _gpu_hours(workload, execution)
+        if not _fits(workload, twice) or saved < SHARING_GAIN or spread(twice, waiting=waiting, gpus=gpus) != twice:
+            break
+        execution = twice
+    return execution
+
+
+def _gpu_hours(workload: Workload, execution: Execution) -> float:
+    return execution.workers * workload.seconds(execution) / 3600 / execution.trials_per_gpu
 
 
 def _capacity(workload: Workload, execution: Execution, declared: Execution, refusal: str | None = None) -> Capacity:
@@ -126,8 +203,18 @@ def _usable(hardware: Hardware) -> int:
     return int(hardware.memory_gib * GIB * (1 - MEMORY_MARGIN))
 
 
+def _share(workload: Workload, execution: Execution) -> float:
+    """Bytes of a GPU that one of the trials on it can use."""
+    return _usable(workload.hardware) / execution.trials_per_gpu
+
+
 def _training(workload: Workload, execution: Execution) -> MemoryUse:
-    """With a micro-batch of the longest examples: items of like length share a batch."""
+    """With a micro-batch of the longest examples: items of like length share a batch. Of trial and alignment the wider."""
+    stages = [stage for stage in (workload, workload.alignment) if stage]
+    return max((_stage_training(stage, execution) for stage in stages), key=lambda use: use.total)
+
+
+def _stage_training(workload: Workload, execution: Execution) -> MemoryUse:
     trial, lengths = workload.trial, workload.lengths
     audio, target = workload.audio_columns(lengths.longest_audio_seconds), max(lengths.longest_target.values())
     return training_memory(
@@ -164,16 +251,25 @@ def _peak(workload: Workload, execution: Execution) -> int:
 
 
 def _fits(workload: Workload, execution: Execution) -> bool:
-    return _peak(workload, execution) <= _usable(workload.hardware)
+    return _peak(workload, execution) <= _share(workload, execution)
 
 
 def _divides(workload: Workload, execution: Execution) -> bool:
-    """Whether the global batch splits evenly over GPUs and micro-batches."""
-    return workload.trial.budget.batch_size % (execution.workers * execution.micro_batches) == 0
+    """Whether the global batch, and the alignment's, splits evenly over GPUs and micro-batches."""
+    return not _indivisible(workload, execution)
+
+
+def _indivisible(workload: Workload, execution: Execution) -> list[str]:
+    """The batch sizes that do not, each with its field."""
+    stages = {"budget": workload.trial.budget}
+    if workload.trial.alignment:
+        stages["alignment.budget"] = workload.trial.alignment.budget
+    parts = execution.workers * execution.micro_batches
+    return [f"{field}.batch_size {b.batch_size}" for field, b in stages.items() if b.batch_size % parts]
 
 
 def _with_fitting_evaluation(workload: Workload, execution: Execution) -> Execution:
-    while execution.evaluation_batch_size > 1 and _evaluation(workload, execution).total > _usable(workload.hardware):
+    while execution.evaluation_batch_size > 1 and _evaluation(workload, execution).total > _share(workload, execution):
         execution = replace(execution, evaluation_batch_size=execution.evaluation_batch_size // 2)
     return execution
 
@@ -195,10 +291,10 @@ def _choices(workload: Workload, declared: Execution) -> Iterator[Execution]:
 
 def _refusal(workload: Workload, execution: Execution, max_gpus: int) -> str:
     """One line: what does not fit into what, and which part is to blame."""
-    name, hardware, batch = workload.trial.foundation.name, workload.hardware, workload.trial.budget.batch_size
-    if not _divides(workload, execution):
+    name, hardware = workload.trial.foundation.name, workload.hardware
+    if indivisible := _indivisible(workload, execution):
         return (
-            f"{name}: budget.batch_size {batch} cannot be split over {execution.workers} GPUs x {execution.micro_batches} "
+            f"{name}: {indivisible[0]} cannot be split over {execution.workers} GPUs x {execution.micro_batches} "
             "micro-batches; choose a multiple"
         )
     training, evaluation = _training(workload, execution), _evaluation(workload, execution)

@@ -1,7 +1,7 @@
-"""Command line -> verb: what `python experiments/<name>.py [run|plan|status|report|explain TRIAL]` does, the same for every experiment file.
+"""Command line -> verb: what `python experiments/<name>.py [run|plan|status|report|explain TRIAL|doctor]` does, the same for every experiment file.
 
-Exit codes: 0 all trials done (or the verb did its work); 1 some trial failed; 2 usage, configuration or data error, told in one line;
-3 interrupted, with the command that resumes.
+Exit codes: 0 all trials done (or the verb did its work); 1 some trial failed (doctor: something is to be done); 2 usage, configuration or data
+error, told in one line; 3 interrupted, with the command that resumes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
+from orchestrator.failures import CAUSES
 from orchestrator.grid import AXES, check_trials, select_trials
 from orchestrator.hardware import HARDWARE, find_hardware, hardware_here
 from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
@@ -36,6 +37,9 @@ _USERS_OS_ERRORS = {
     errno.ENOTDIR: "check the path",
 }
 """Errors of the machine that the user can put right, and how; any other OSError is shown with its traceback."""
+
+
+_ONLY_WITH = {"rerun_stale": ("run", "plan"), "retry": ("run", "plan"), "disk": ("status",), "repair": ("doctor",)}
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -108,6 +112,16 @@ def _parser(experiment: Experiment) -> OneLineParser:
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="seeds 0..N-1 (default: the scale's, or what the run has grown to)"
     )
+    parser.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        choices=CAUSES,
+        metavar="CAUSE",
+        help=f"run: also trials that failed by this cause and would be left alone; one of {', '.join(CAUSES)}; may be repeated",
+    )
+    parser.add_argument("--disk", action="store_true", help="status: what takes the store's space, and what can go")
+    parser.add_argument("--repair", action="store_true", help="doctor: put right what it finds")
     parser.add_argument("--json", action="store_true", help="all verbs but run: JSON on standard output")
     parser.add_argument(
         "--rerun-stale", action="store_true", help="set trials of another configuration aside and run them anew"
@@ -126,7 +140,12 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
     if options.trial is not None and options.verb != "explain":
         raise ValueError(f"unrecognized arguments: {options.trial}; --help lists the options")
     if options.json and options.verb == "run":
-        raise ValueError("--json: run prints its progress; use it with plan, status, report or explain")
+        raise ValueError("--json: run prints its progress; use it with plan, status, report, explain or doctor")
+    for option, verbs in _ONLY_WITH.items():
+        if getattr(options, option) and options.verb not in verbs:
+            raise ValueError(
+                f"--{option.replace('_', '-')}: {options.verb} takes no such option; {' and '.join(verbs)} do{'es' * (len(verbs) == 1)}"
+            )
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds: {options.seeds} is too few; give at least 1")
     scale, scale_line = choose_scale(options.scale)
@@ -158,6 +177,9 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         again=("python", sys.argv[0], *_given(options, parser)),
         console=open_console(file=sys.stderr if options.json else None),
         explained=options.trial,
+        retry=tuple(options.retry),
+        disk=options.disk,
+        repair=options.repair,
     )
 
 

@@ -62,9 +62,13 @@ def read_config(path: Path) -> TrialConfig:
 
 def read_config_json(path: Path) -> dict[str, Any]:
     """The config in a `config.json`, not yet typed: an older version may have written it. Raises ValueError when damaged."""
-    config = read_document(path, "move the trial's folder away and run again").get("config")
+    remedy = "put it back, or move the trial's folder away and run again"
+    document = read_document(path, remedy)
+    config = document.get("config")
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: config: missing; move the trial's folder away and run again")
+        raise ValueError(f"{path}: config: missing; {remedy}")
+    if document.get("fingerprint") != json_fingerprint(config):
+        raise ValueError(f"{path}: fingerprint: is not its config's, so the file is damaged; {remedy}")
     return config
 
 

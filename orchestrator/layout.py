@@ -2,10 +2,11 @@
 
     <store>/prepared/{corpora,encoder_states,encoders}      shared by every experiment and scale
     <store>/<experiment>-<scale>/                           one run folder
-        plan.json lease.json results.csv costs.csv report.md heatmap.png
+        plan.json lease.json stop.json results.csv costs.csv report.md heatmap.png
         trials/<trial_id>/config.json result.json metrics.jsonl status.json checkpoints/ predictions-<mode>.jsonl
         trials/<trial_id>/attempts/<n>/{log,failure.json,...}
         canaries/<foundation>/report.json and what a trial leaves
+        alignments/<foundation>.seed<n>/{adapter.safetensors,alignment.json} and what a trial leaves
 
 Nothing here reads or creates a file; only attempts are listed.
 """
@@ -84,6 +85,16 @@ class TrialFolder:
         """The folder of the trainer's checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def adapter(self) -> Path:
+        """Of an alignment stage: the adapter that it trained."""
+        return self.path / "adapter.safetensors"
+
+    @property
+    def alignment(self) -> Path:
+        """Of an alignment stage: what it gained, and the adapter's hash."""
+        return self.path / "alignment.json"
+
     def attempt(self, number: int) -> AttemptFolder:
         """The folder of one attempt; it need not exist."""
         return AttemptFolder(self.attempts / str(number))
@@ -111,6 +122,11 @@ class RunFolder:
     def lease(self) -> Path:
         """Who drives this folder at the moment."""
         return self.path / "lease.json"
+
+    @property
+    def stop(self) -> Path:
+        """Present while a run is stopping: its trials save and end, and no new one begins. The next run removes it."""
+        return self.path / "stop.json"
 
     @property
     def results_csv(self) -> Path:
@@ -149,6 +165,10 @@ class RunFolder:
     def canary(self, foundation: str) -> TrialFolder:
         """The folder of a foundation's canary; it need not exist."""
         return TrialFolder(self.path / "canaries" / foundation)
+
+    def alignment(self, foundation: str, seed: int) -> TrialFolder:
+        """The folder of the alignment that a foundation's trials of one seed share; it need not exist."""
+        return TrialFolder(self.path / "alignments" / f"{foundation}.seed{seed}")
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,32 @@
-"""A run folder's files -> the state of every trial, and the lease that lets one driver at a time work on the folder.
+"""A run folder's files -> the state of every trial.
 
-States come from files alone, never from Ray or MLflow, so running twice is resuming and a folder may be copied elsewhere.
+States come from files alone, never from Ray or MLflow, so running twice is resuming and a folder may be copied elsewhere. What a done trial
+rests on is checked against the hashes in its `result.json`: a damaged result or damaged predictions make it interrupted, and are set aside.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
-import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from data.atomic import write_json
+from data.atomic import DamagedFileError, file_sha256, set_aside, write_json
+from data.metric_lines import read_metrics
 from model.configs import TrialConfig
+from orchestrator.failures import Cause
 from orchestrator.identity import (
     changed_fields,
     fingerprint,
     json_fingerprint,
     read_config_json,
-    read_document,
-    record_from_json,
     trial_id,
 )
 from orchestrator.layout import RunFolder, TrialFolder
-from orchestrator.results import TrialResult, read_failure, read_result
+from orchestrator.results import TrialResult, find_failure, read_result, read_status
 
 State = Literal["pending", "interrupted", "failed", "done", "stale"]
-
-_log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 10.0
-LEASE_EXPIRES_S = 60.0
-"""A holder on another machine that has not renewed its lease for this long is taken for dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +39,10 @@ class TrialState:
     changed: tuple[str, ...] = ()  # stale: the fields that differ from what is on disk
     last_step: int = 0  # the optimizer step it last told of
     failure: str = ""  # failed: the reason, in one line
+    cause: Cause | None = None  # failed: what kind of reason
     result: TrialResult | None = None  # done
+    note: str = ""  # what is damaged, and what follows from it
+    damaged: tuple[Path, ...] = ()  # what is set aside before the trial goes on
 
     @property
     def id(self) -> str:
@@ -61,17 +51,22 @@ class TrialState:
 
 
 def read_states(run: RunFolder, trials: Sequence[TrialConfig]) -> list[TrialState]:
-    """The state of every trial, in the order given. Raises ValueError naming the file when one is damaged."""
+    """The state of every trial, in the order given. Raises ValueError naming file and remedy when a `config.json` is damaged or gone."""
     return [read_state(run.trial(trial_id(trial)), trial) for trial in trials]
 
 
 def read_state(folder: TrialFolder, trial: TrialConfig) -> TrialState:
     """The state of one trial.
 
-    pending: nothing of it on disk. interrupted: begun and not ended. failed: its latest attempt left a failure. done: it has a
-    result. stale: what is on disk was computed from another config.
+    pending: nothing of it on disk. interrupted: begun and not ended, or ended and what it rests on is damaged. failed: its latest attempt
+    left a failure. done: it has a result. stale: what is on disk was computed from another config.
     """
     if not folder.config.is_file():
+        if _begun(folder) or folder.result.exists():
+            raise ValueError(
+                f"{folder.config}: missing, so nothing says what the rest of the folder was computed from; "
+                "put it back, or move the trial's folder away and run again"
+            )
         return TrialState(trial=trial, state="pending", folder=folder)
     on_disk = read_config_json(folder.config)
     if json_fingerprint(on_disk) != fingerprint(trial):
@@ -80,167 +75,78 @@ def read_state(folder: TrialFolder, trial: TrialConfig) -> TrialState:
         return _finished(folder, trial)
     step = _last_step(folder)
     attempt = folder.latest_attempt()
-    if attempt is not None and attempt.failure.is_file():
-        line = read_failure(attempt).line
-        return TrialState(trial=trial, state="failed", folder=folder, last_step=step, failure=line)
-    begun = attempt is not None or folder.checkpoints.is_dir()
-    return TrialState(trial=trial, state="interrupted" if begun else "pending", folder=folder, last_step=step)
+    failure = find_failure(attempt) if attempt is not None else None
+    if failure is not None and not failure.goes_on:
+        return TrialState(
+            trial=trial, state="failed", folder=folder, last_step=step, failure=failure.line, cause=failure.cause
+        )
+    return TrialState(trial=trial, state="interrupted" if _begun(folder) else "pending", folder=folder, last_step=step)
+
+
+def _begun(folder: TrialFolder) -> bool:
+    return folder.latest_attempt() is not None or folder.checkpoints.is_dir()
 
 
 def _finished(folder: TrialFolder, trial: TrialConfig) -> TrialState:
-    result = read_result(folder)
+    """The state of a trial with a result: done, unless it is another config's or what it rests on is damaged."""
+    steps = trial.budget.steps
+    try:
+        result = read_result(folder)
+    except DamagedFileError:
+        note = f"{folder.result.name} is damaged: made again from the last checkpoint"
+        return TrialState(
+            trial=trial, state="interrupted", folder=folder, last_step=steps, note=note, damaged=(folder.result,)
+        )
     if result.fingerprint != fingerprint(trial):
         changed = (f"fingerprint of {folder.result.name}: {result.fingerprint[:12]} -> {fingerprint(trial)[:12]}",)
         return TrialState(trial=trial, state="stale", folder=folder, changed=changed)
-    return TrialState(trial=trial, state="done", folder=folder, last_step=trial.budget.steps, result=result)
+    changed_files = {
+        name: what for name, sha256 in result.files.items() if (what := _change(folder.path / name, sha256))
+    }
+    note = "; ".join(f"{name} {what}" for name, what in changed_files.items())
+    answers = tuple(folder.path / name for name in changed_files if name != folder.metrics.name)
+    if answers:
+        note += ": answered again from the last checkpoint"
+        damaged = (*answers, folder.result)  # the result last: as long as it is there, it tells of the others
+        return TrialState(trial=trial, state="interrupted", folder=folder, last_step=steps, note=note, damaged=damaged)
+    if note:
+        lines = read_metrics(folder.metrics).damaged_lines
+        where = f" (line {', '.join(map(str, lines))})" if lines else ""
+        note += f"{where}: the scores do not rest on it; to train its steps again delete {folder.result.name} and run"
+    return TrialState(trial=trial, state="done", folder=folder, last_step=steps, result=result, note=note)
+
+
+def _change(path: Path, sha256: str) -> str:
+    """What happened to a file that had this hash: "is missing", "is damaged", or "" for nothing."""
+    if not path.exists():
+        return "is missing"
+    return "" if file_sha256(path) == sha256 else "is damaged"
+
+
+def hash_files(folder: TrialFolder) -> dict[str, str]:
+    """The hashes that a result keeps of what it rests on: the trial's predictions and metrics."""
+    paths = [*sorted(folder.path.glob("predictions-*.jsonl")), folder.metrics]
+    return {path.name: file_sha256(path) for path in paths if path.exists()}
 
 
 def _last_step(folder: TrialFolder) -> int:
     """The step in `status.json`: for people, so a missing or odd one is no error."""
-    try:
-        step = json.loads(folder.status.read_text(encoding="utf-8"))["step"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return 0
+    step = read_status(folder).get("step")
     return step if isinstance(step, int) else 0
 
 
-def move_stale_aside(folder: TrialFolder) -> Path:
-    """Rename a stale trial's folder to `<trial id>.stale-<n>`, n counting up from 1, and return the new path."""
+def move_stale_aside(folder: TrialFolder, changed: Sequence[str] = ()) -> Path:
+    """Rename a stale trial's folder to `<trial id>.stale-<n>`, n counting up from 1, and return the new path.
+
+    Its `stale.json` says since when, and which fields had changed.
+    """
+    write_json(folder.path / "stale.json", {"since": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changed": list(changed)})
     number = 1
     while (target := folder.path.with_name(f"{folder.path.name}.stale-{number}")).exists():
         number += 1
     return folder.path.rename(target)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who drives a run folder: the content of `lease.json`. Times in seconds since the epoch."""
-
-    pid: int
-    host: str
-    token: str
-    since: float
-    heartbeat: float
-
-    def describe(self) -> str:
-        """For an error message: process, machine, since when."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        return f"process {self.pid} on {self.host}, since {since}"
-
-
-class LeaseHeldError(ValueError):
-    """Another driver is at work on the run folder."""
-
-
-class LeaseLostError(ValueError):
-    """Another driver took the run folder over while this one made no sign of life."""
-
-
-class Lease:
-    """The right to drive a run folder, renewed in the background; open it with `hold_lease`."""
-
-    def __init__(self, run: RunFolder, lock: IO[str]) -> None:
-        self._run, self._lock = run, lock
-        self._ended = threading.Event()
-        now = time.time()
-        self.holder = Holder(
-            pid=os.getpid(), host=socket.gethostname(), token=uuid.uuid4().hex, since=now, heartbeat=now
-        )
-        write_json(run.lease, asdict(self.holder))
-        self._thread = threading.Thread(target=self._renew, name="lease-heartbeat", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise LeaseLostError when another driver has taken over; call it before starting anything costly."""
-        holder = _read_lease(self._run)
-        if holder is None or holder.token != self.holder.token:
-            raise LeaseLostError(
-                f"{self._run.lease}: taken over by {holder.describe() if holder else 'somebody who has ended'} while this "
-                "process made no sign of life; this driver must stop, the other one finishes the grid"
-            )
-
-    def _renew(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            try:
-                holder = _read_lease(self._run)
-                if holder is None or holder.token != self.holder.token:
-                    return  # lost: `check` says so; writing now would hide it
-                write_json(self._run.lease, asdict(self.holder) | {"heartbeat": time.time()})
-            except OSError as error:  # a full disk: the trials will say so themselves, and the next beat may succeed
-                _log.warning("%s: heartbeat not written (%s)", self._run.lease, error)
-
-    def release(self) -> None:
-        """Give the folder back."""
-        self._ended.set()
-        self._thread.join()
-        holder = _read_lease(self._run)
-        if holder is not None and holder.token == self.holder.token:
-            self._run.lease.unlink()
-        self._lock.close()
-
-
-@contextmanager
-def hold_lease(run: RunFolder) -> Iterator[Lease]:
-    """Drive `run` for the length of the block. Raises LeaseHeldError, naming the holder, while another driver lives.
-
-    On one machine a file lock decides: the kernel drops a dead process's lock, so its lease is taken over at once. A driver on
-    another machine counts as dead when its heartbeat is `LEASE_EXPIRES_S` old.
-    """
-    lock = _lock(run, wait_s=1.0)
-    holder = _read_lease(run)
-    if lock is None or (holder is not None and _alive_elsewhere(holder)):
-        if lock is not None:
-            lock.close()
-        who = holder.describe() if holder else "a process that is just starting"
-        raise LeaseHeldError(
-            f"{run.lease}: another driver is at work here ({who}); wait for it, or stop it with Ctrl-C there; "
-            "`status` shows how far it is"
-        )
-    lease = Lease(run, lock)
-    try:
-        yield lease
-    finally:
-        lease.release()
-
-
-def read_holder(run: RunFolder) -> Holder | None:
-    """Who drives `run` at this moment, None when nobody does."""
-    holder = _read_lease(run)
-    if holder is None or _alive_elsewhere(holder):
-        return holder
-    if holder.host != socket.gethostname():
-        return None
-    lock = _lock(run, wait_s=0)
-    if lock is None:
-        return holder
-    lock.close()
-    return None
-
-
-def _alive_elsewhere(holder: Holder) -> bool:
-    return holder.host != socket.gethostname() and time.time() - holder.heartbeat < LEASE_EXPIRES_S
-
-
-def _lock(run: RunFolder, wait_s: float) -> IO[str] | None:
-    """The folder's file lock, or None while another process holds it. `wait_s` outlasts a `status` that just looks."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    stream = run.lease.with_suffix(".lock").open("a", encoding="utf-8")
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                stream.close()
-                return None
-            time.sleep(0.05)
-        else:
-            return stream
-
-
-def _read_lease(run: RunFolder) -> Holder | None:
-    try:
-        value = read_document(run.lease, "delete this file if no driver is at work")
-    except FileNotFoundError:
-        return None
-    return record_from_json(Holder, value, str(run.lease))
+def set_damaged_aside(state: TrialState) -> list[Path]:
+    """Rename the damaged files of a trial that is to go on to `<name>.damaged-<n>`, with the result that rested on them; returns the new paths."""
+    return [set_aside(path) for path in state.damaged if path.exists()]

@@ -1,7 +1,7 @@
-"""The only home of `import mlflow`: finds or makes the runs of a grid and writes to them, each point once.
+"""The only home of `import mlflow`: finds or makes the runs of a grid, writes to them and reads them back.
 
 MLflow's client blocks for minutes on a dead server and keeps its own queue in memory, so every call here is synchronous with short
-timeouts, and what has arrived is asked of the tracker, never assumed. Any method may raise what MLflow raises; the caller decides.
+timeouts. Any method may raise what MLflow raises; the caller decides.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data.atomic import atomic_open
+from orchestrator.mirror_points import LARGEST_BATCH, MetricPoint
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_LARGEST_BATCH = 1000  # metrics; MLflow's limit for one request
-_LONGEST_PARAM = 6000  # characters; MLflow's limit
+PARENT, KEY = "mlflow.parentRunId", "slotgrid.key"
+"""Tags: the run under which MLflow compares this one; which folder it mirrors."""
 
+_LONGEST_PARAM = 6000  # characters; MLflow's limit
 _SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -29,14 +32,19 @@ _QUIET = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetricPoint:
-    """One point of a curve. `time_ms` was fixed when the value was made: sending the same point again adds nothing."""
+class TrackerClosed(Exception):
+    """Nothing more is to be written: whoever started this has given up waiting."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run as the tracker has it."""
+
+    id: str
     name: str
-    value: float
-    step: int
-    time_ms: int
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
 
 
 class MlflowTracker:
@@ -44,51 +52,61 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, *, artifact_root: Path | None) -> None:
         """Connect; a missing database gets its schema and a missing experiment is made. `artifact_root`: for a database of our own."""
-        for name, value in (_SHORT_TIMEOUTS | _QUIET).items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = _client(uri)
+        self._closed = threading.Event()
         known = self._client.get_experiment_by_name(experiment)
         location = artifact_root.as_uri() if artifact_root else None
         self._experiment_id = known.experiment_id if known else self._client.create_experiment(experiment, location)
-        self._last_steps: dict[str, dict[str, int]] = {}  # run id -> metric name -> the last step that arrived
 
-    def open_run(self, id_file: Path, *, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def ping(self) -> None:
+        """Raise when the tracker does not answer."""
+        self._client.get_experiment(self._experiment_id)
+
+    def close(self) -> None:
+        """Let whoever still writes, in another thread, stop with TrackerClosed."""
+        self._closed.set()
+
+    def open_run(
+        self,
+        id_file: Path,
+        *,
+        name: str,
+        tags: Mapping[str, str],
+        first_tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> str:
         """The run that `id_file` names, set running again, or a new one; `id_file` is written as soon as the run exists.
 
-        A run that a killed process made and did not note is found again by a key that lies beside `id_file` before.
+        A run that a killed process made and did not note is found again by a key that lies beside `id_file` before. `first_tags` are
+        given to a new run only.
         """
         key_file = id_file.with_name("mlflow_key")
         if not key_file.exists():
             _write_text(key_file, secrets.token_hex(16))
         key = key_file.read_text(encoding="utf-8")
-        run_id = self._known_run(id_file) or self._run_by_key(key)
-        if run_id is None:
-            run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "slotgrid.key": key})
-            run_id = str(run.info.run_id)
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-        if not id_file.exists() or id_file.read_text(encoding="utf-8").strip() != run_id:
-            _write_text(id_file, run_id)
-        self._log_params(run_id, params)
-        self._last_steps[run_id] = self._arrived(run_id)
-        return run_id
+        run = self.find(id_file) or next(iter(self.runs(f"tags.`{KEY}` = '{key}'")), None)
+        if run is None:
+            made = self._client.create_run(self._experiment_id, run_name=name, tags={**first_tags, **tags, KEY: key})
+            run = _record(made)
+        elif run.status != "RUNNING":
+            self._client.update_run(run.id, status="RUNNING")
+        if not id_file.exists() or id_file.read_text(encoding="utf-8").strip() != run.id:
+            _write_text(id_file, run.id)
+        self.tag(run.id, {tag: value for tag, value in tags.items() if run.tags.get(tag) != value})
+        self._log_params(run, params)
+        return run.id
 
     def send(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Send the points whose step is past what has arrived under their name."""
+        """Send points. Those that have arrived before, with the same time, are not doubled. Raises TrackerClosed after `close`."""
         from mlflow.entities import Metric
 
-        last = self._last_steps[run_id]
-        new = [point for point in points if point.step > last.get(point.name, -1)]
-        for start in range(0, len(new), _LARGEST_BATCH):
-            batch = new[start : start + _LARGEST_BATCH]
+        for start in range(0, len(points), LARGEST_BATCH):
+            if self._closed.is_set():
+                raise TrackerClosed
+            batch = points[start : start + LARGEST_BATCH]
             self._client.log_batch(run_id, metrics=[Metric(p.name, p.value, p.time_ms, p.step) for p in batch])
-            for point in batch:
-                last[point.name] = max(point.step, last.get(point.name, -1))
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -105,44 +123,102 @@ class MlflowTracker:
         """Close the run."""
         self._client.set_terminated(run_id, status)
 
-    def end_abandoned(self, id_file: Path) -> None:
-        """Close the run that `id_file` names if it still counts as running: its process was killed and nothing goes on with it."""
-        run_id = self._known_run(id_file)
-        if run_id and self._client.get_run(run_id).info.status == "RUNNING":
-            self.tag(run_id, {"state": "interrupted"})
-            self.end(run_id, "KILLED")
+    def end_abandoned(self, run: RunRecord) -> None:
+        """Close a run that still counts as running: its process was killed and nothing goes on with it."""
+        if run.status == "RUNNING":
+            self.tag(run.id, {"state": "interrupted"})
+            self.end(run.id, "KILLED")
 
-    def _known_run(self, id_file: Path) -> str | None:
-        """The run that the file names, if this tracker has it."""
+    def retire(self, run: RunRecord) -> None:
+        """Take the run of a trial that was set aside out of the comparison: closed, tagged stale, no longer under the grid's run."""
+        if run.status == "RUNNING":
+            self.end(run.id, "KILLED")
+        if run.tags.get("state") != "stale":
+            self.tag(run.id, {"state": "stale"})
+        if PARENT in run.tags:
+            self._client.delete_tag(run.id, PARENT)
+
+    def discard(self, run_id: str, reason: str) -> None:
+        """Delete a run the way MLflow does: it can be restored there until somebody empties MLflow's trash. `reason` becomes its state."""
+        self.tag(run_id, {"state": reason})
+        self.end(run_id, "KILLED")
+        self._client.delete_run(run_id)
+
+    def find(self, id_file: Path) -> RunRecord | None:
+        """The run that the file names, if this tracker has it and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
-        if not id_file.exists():
+        if not id_file.exists() or not (run_id := id_file.read_text(encoding="utf-8").strip()).isalnum():
             return None
-        run_id = id_file.read_text(encoding="utf-8").strip()
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another tracker's, or a database that was deleted
                 return None
             raise
-        return run_id if run.info.lifecycle_stage == "active" else None
+        return _record(run) if run.info.lifecycle_stage == "active" else None
 
-    def _run_by_key(self, key: str) -> str | None:
-        found = self._client.search_runs([self._experiment_id], f"tags.`slotgrid.key` = '{key}'", max_results=1)
-        return str(found[0].info.run_id) if found else None
+    def runs(self, filter_string: str) -> Iterator[RunRecord]:
+        """The runs of the experiment that are not deleted and pass the filter (in MLflow's language), newest first."""
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], filter_string, page_token=token)
+            yield from map(_record, page)
+            token = page.token
+            if not token:
+                return
 
-    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+    def metric_names(self, run_id: str) -> set[str]:
+        """The metrics that a run has any point of."""
+        return set(self._client.get_run(run_id).data.metrics)
+
+    def history(self, run_id: str, name: str) -> list[MetricPoint]:
+        """Every point of one metric that has arrived."""
+        points = self._client.get_metric_history(run_id, name)
+        return [MetricPoint(name=name, value=p.value, step=p.step, time_ms=p.timestamp) for p in points]
+
+    def artifacts(self, run_id: str) -> dict[str, int]:
+        """The files beside a run and their sizes in bytes."""
+        return {file.path: file.file_size for file in self._client.list_artifacts(run_id) if not file.is_dir}
+
+    def _log_params(self, run: RunRecord, params: Mapping[str, Any]) -> None:
         """Log those that are missing: params cannot be changed, and a killed process may have logged some."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(run_id).data.params
-        missing = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in params.items() if name not in known]
+        missing = [Param(name, param_text(value)) for name, value in params.items() if name not in run.params]
         for start in range(0, len(missing), 100):
-            self._client.log_batch(run_id, params=missing[start : start + 100])
+            self._client.log_batch(run.id, params=missing[start : start + 100])
 
-    def _arrived(self, run_id: str) -> dict[str, int]:
-        names = self._client.get_run(run_id).data.metrics
-        return {name: max(point.step for point in self._client.get_metric_history(run_id, name)) for name in names}
+
+def has_experiment(uri: str, experiment: str) -> bool:
+    """Whether the tracker knows the experiment. Nothing is made; a database that is not there is one that knows nothing."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return False
+    return _client(uri).get_experiment_by_name(experiment) is not None
+
+
+def param_text(value: Any) -> str:
+    """A parameter as MLflow keeps it."""
+    return str(value)[:_LONGEST_PARAM]
+
+
+def _client(uri: str) -> Any:
+    for name, value in (_SHORT_TIMEOUTS | _QUIET).items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _record(run: Any) -> RunRecord:
+    return RunRecord(
+        id=str(run.info.run_id),
+        name=str(run.info.run_name),
+        status=str(run.info.status),
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -32,10 +32,17 @@ class PreparedData:
 
 
 def prepare(
-    scale: Scale, trials: Sequence[TrialConfig], store: Store, executor: Executor, console: Console
+    scale: Scale,
+    trials: Sequence[TrialConfig],
+    store: Store,
+    executor: Executor,
+    console: Console,
+    *,
+    corpus: Corpus | None = None,
 ) -> dict[EncoderConfig, PreparedData]:
     """Make what is missing, with progress on the console, and return it for every encoder that the trials use.
 
+    `corpus`: the scale's, where it is finished and somebody has opened it.
     Raises ValueError when a trial asks for a corpus that this scale does not have, OSError when the disk is full.
     """
     ref = corpus_ref(scale.corpus)
@@ -45,14 +52,17 @@ def prepare(
                 f"corpus: a trial asks for {trial.corpus.name} ({trial.corpus.fingerprint[:12]}), scale {scale.label} has "
                 f"{ref.name} ({ref.fingerprint[:12]}); declare trials with scale.trial(...)"
             )
-    folder = corpus_folder(scale.corpus, store)
-    if isinstance(scale.corpus, ImportedCorpus):
-        corpus = open_corpus(folder)
-    else:
-        with stage_progress(console, f"voicing {scale.corpus.examples:,} utterances") as on_progress:
-            corpus = synthesize(folder, config=scale.corpus, executor=executor, on_progress=on_progress)
+    corpus = corpus or _corpus(scale, store, executor, console)
     encoders = dict.fromkeys(trial.encoder for trial in trials)
     return {encoder: _encode(encoder, corpus, store, executor, console) for encoder in encoders}
+
+
+def _corpus(scale: Scale, store: Store, executor: Executor, console: Console) -> Corpus:
+    folder = corpus_folder(scale.corpus, store)
+    if isinstance(scale.corpus, ImportedCorpus):
+        return open_corpus(folder)
+    with stage_progress(console, f"voicing {scale.corpus.examples:,} utterances") as on_progress:
+        return synthesize(folder, config=scale.corpus, executor=executor, on_progress=on_progress)
 
 
 def _encode(encoder: EncoderConfig, corpus: Corpus, store: Store, executor: Executor, console: Console) -> PreparedData:

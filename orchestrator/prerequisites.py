@@ -40,15 +40,17 @@ class Prerequisite:
 
 
 def find_prerequisites(
-    scale: Scale, store: Store, foundations: Iterable[Foundation], *, thinking: bool = True
+    scale: Scale, store: Store, foundations: Iterable[Foundation], *, thinking: bool = True, constrained: bool = False
 ) -> list[Prerequisite]:
-    """Corpus, reasoning traces (`thinking`: some trial trains on them), encoder, its states and the foundations that the trials to run need."""
+    """Corpus, reasoning traces (`thinking`: some trial trains on them), encoder, its states and the foundations that the trials to run need;
+    the library of token masks where some trial is evaluated `constrained`."""
     return [
         _corpus(scale, store),
         *_traces(scale, thinking=thinking),
         _encoder(scale.encoder, store),
         _encoder_states(scale, store),
         *(_foundation(foundation) for foundation in dict.fromkeys(foundations)),
+        *_token_masks(constrained=constrained),
     ]
 
 
@@ -84,6 +86,14 @@ def _traces(scale: Scale, *, thinking: bool) -> list[Prerequisite]:
         return [Prerequisite(name=name, state="missing", detail=remedy)]
     left_out = f"; {corpus.without_trace:,} examples have none, reasoning and hybrid do not train on them"
     return [Prerequisite(name=name, state="ready", detail="attached" + left_out * bool(corpus.without_trace))]
+
+
+def _token_masks(*, constrained: bool) -> list[Prerequisite]:
+    """Of constrained decoding (`model.constrained`)."""
+    if not constrained or find_spec("xgrammar"):
+        return []
+    remedy = "pip install 'slotgrid[constrained]'"
+    return [Prerequisite(name="package xgrammar", state="missing", detail=f"evaluation.constrained needs it: {remedy}")]
 
 
 def _encoder(encoder: EncoderConfig, store: Store) -> Prerequisite:

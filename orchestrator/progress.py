@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,10 +18,12 @@ from rich.text import Text
 
 from orchestrator.attempts import AttemptRecord, read_record
 from orchestrator.layout import RunFolder, TrialFolder
+from orchestrator.results import find_failure, read_status
 
 REFRESH_S = 1.0
 PLAIN_EVERY_S = 20.0
 """Between two lines of a running trial where there is no terminal (CI logs)."""
+_ENDED = ("stopped", "done", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class TrialProgress:
     """Where one trial stands, as its files tell."""
 
     trial_id: str
-    phase: str  # "", "waiting", "starting", "loading", "training", "evaluating", "done", "failed"
+    phase: str  # "", "waiting", "starting", "loading", "training", "evaluating", "stopped", "done", "failed"
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -42,7 +43,17 @@ class TrialProgress:
     @property
     def running(self) -> bool:
         """Whether it holds devices or waits for them."""
-        return self.phase not in ("", "done", "failed")
+        return self.phase not in ("", *_ENDED)
+
+    @property
+    def saves(self) -> bool:
+        """Whether it has done work since its last checkpoint that it can save when it is asked to stop."""
+        return self.phase in ("training", "evaluating")
+
+    @property
+    def step_seconds(self) -> float:
+        """How long one of its steps takes, by its own estimate; 0 where it has none."""
+        return self.seconds_left / max(1, self.steps - self.step) if self.seconds_left else 0.0
 
     def describe(self) -> str:
         """One line: "training 120/600  loss 1.234  16.2 examples/s  0:00:31 left"."""
@@ -57,7 +68,7 @@ class TrialProgress:
             parts.append(f"{_clock(self.seconds_left)} left")
         if self.reason:
             parts.append(self.reason)
-        if self.phase in ("done", "failed") and self.elapsed_s:
+        if self.phase in _ENDED and self.elapsed_s:
             parts.append(f"after {_clock(self.elapsed_s)}")
         return "  ".join(parts)
 
@@ -73,14 +84,17 @@ def read_progress(folder: TrialFolder, *, since: float, now: float) -> TrialProg
         return TrialProgress(trial_id=name, phase="done", elapsed_s=elapsed)
     if record.opened < since:
         return TrialProgress(trial_id=name, phase="")
-    if attempt.failure.exists():
-        failure = json.loads(attempt.failure.read_text(encoding="utf-8"))
-        reason = f"{failure['cause']}: {failure['message']}"
-        return TrialProgress(trial_id=name, phase="failed", elapsed_s=elapsed, reason=reason[:200])
+    if failure := find_failure(attempt):
+        phase, then = ("waiting", ", and is to go on") if failure.goes_on else ("failed", "")
+        return TrialProgress(trial_id=name, phase=phase, elapsed_s=elapsed, reason=failure.line[:200] + then)
     if record.started is None:
         return TrialProgress(trial_id=name, phase="waiting")
-    status = json.loads(folder.status.read_text(encoding="utf-8")) if folder.status.exists() else {}
-    if status.get("time", 0.0) < record.started:  # of an earlier attempt
+    status = read_status(folder)
+    earlier = status.get("time", 0.0) < record.started  # of an earlier attempt
+    if record.ended is not None and (earlier or status.get("phase") != "done"):  # "done": its result is being written
+        step, steps = (0, 0) if earlier else (status.get("step", 0), status.get("steps", 0))
+        return TrialProgress(trial_id=name, phase="stopped", step=step, steps=steps, elapsed_s=elapsed)
+    if earlier:
         return TrialProgress(trial_id=name, phase="starting", elapsed_s=elapsed)
     return TrialProgress(
         trial_id=name,
@@ -120,16 +134,16 @@ class GridProgress:
         console: Console,
         *,
         concurrent: int,
-        canaries: Sequence[TrialFolder] = (),
+        before: Mapping[str, TrialFolder] | None = None,
     ) -> None:
-        """`trial_ids`: all of the grid, in its order; those done before count as done. `canaries` are shown, not counted."""
+        """`trial_ids`: all of the grid, in its order; those done before count as done. `before`: what they wait for, by name: shown, not counted."""
         self._run, self._ids, self._console, self._concurrent = run, trial_ids, console, concurrent
-        self._canaries = canaries
+        self._before = before or {}
         self._since = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         # What ended before this run is no news.
-        self._told = {trial.trial_id: trial.phase for trial in self._read_all() if trial.phase == "done"}
+        self._told = {trial.trial_id: trial.phase for trial in self.read() if trial.phase == "done"}
         self._told_at: dict[str, float] = {}
 
     def __enter__(self) -> GridProgress:
@@ -144,31 +158,34 @@ class GridProgress:
         now = time.time()
         return [read_progress(self._run.trial(name), since=self._since, now=now) for name in self._ids]
 
-    def _read_all(self) -> list[TrialProgress]:
-        """The canaries, then the trials."""
+    def read(self) -> list[TrialProgress]:
+        """Where they are now: what trials wait for, then the trials."""
         now = time.time()
-        canaries = [read_progress(folder, since=self._since, now=now) for folder in self._canaries]
-        return [*(replace(canary, trial_id=f"canary {canary.trial_id}") for canary in canaries), *self._read()]
+        before = [
+            replace(read_progress(folder, since=self._since, now=now), trial_id=name)
+            for name, folder in self._before.items()
+        ]
+        return [*before, *self._read()]
 
     def _watch(self) -> None:
         if not self._console.is_terminal:
             while not self._stop.wait(REFRESH_S):
-                self._tell(self._read_all())
-            self._tell(self._read_all())
+                self._tell(self.read())
+            self._tell(self.read())
             return
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
             while not self._stop.wait(REFRESH_S):
-                progress = self._read_all()
-                self._tell([trial for trial in progress if trial.phase in ("done", "failed")])
+                progress = self.read()
+                self._tell([trial for trial in progress if trial.phase in _ENDED])
                 live.update(self._render(progress), refresh=True)
-        self._tell([trial for trial in self._read_all() if trial.phase in ("done", "failed")])
+        self._tell([trial for trial in self.read() if trial.phase in _ENDED])
 
     def _render(self, progress: Sequence[TrialProgress]) -> Group:
         table = Table.grid(padding=(0, 2))
         for trial in progress:
             if trial.running:
                 table.add_row(Text(trial.trial_id, style="bold"), Text(trial.describe()))
-        return Group(table, Text(self.summary(progress[len(self._canaries) :])))
+        return Group(table, Text(self.summary(progress[len(self._before) :])))
 
     def summary(self, progress: Sequence[TrialProgress]) -> str:
         """The grid's line: "3 done, 1 failed, 2 running of 12 trials, about 0:14:10 left"."""
@@ -190,7 +207,7 @@ class GridProgress:
             if changed or due:
                 line = f"{time.strftime('%H:%M:%S')} {trial.trial_id}  {trial.describe()}"
                 self._console.print(Text(line), soft_wrap=True)
-                if trial.phase in ("done", "failed") and not self._console.is_terminal:
+                if trial.phase in _ENDED and not self._console.is_terminal:
                     self._console.print(
                         Text(f"{time.strftime('%H:%M:%S')} {self.summary(self._read())}"), soft_wrap=True
                     )

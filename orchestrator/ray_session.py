@@ -131,7 +131,7 @@ def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
                 _start_local(session)
             else:
                 _attach(address, environment)
-            yield _describe_cluster("local" if local else address, local=local)
+            yield describe_cluster("local" if local else address, local=local)
         finally:
             ray.shutdown()
             if session is not None:
@@ -187,7 +187,8 @@ def _check_answers(address: str) -> None:
         raise ValueError(f"RAY_ADDRESS={address}: no Ray answers there ({error}); {_UNSET}") from error
 
 
-def _describe_cluster(address: str, *, local: bool) -> Cluster:
+def describe_cluster(address: str, *, local: bool) -> Cluster:
+    """What the Ray at `address`, to which this process belongs, has to give now."""
     import ray
     from ray._private.state import state
 

@@ -13,6 +13,8 @@ from data.atomic import atomic_open
 from data.records import SUPERVISION_MODES, SupervisionMode
 from model.configs import FOUNDATION_KINDS, Foundation, TrialConfig
 from orchestrator.experiment import Experiment
+from orchestrator.failure_groups import FailureGroup, group_failures
+from orchestrator.failures import next_action
 from orchestrator.identity import fingerprint
 from orchestrator.layout import RunFolder
 from orchestrator.ledger import State, TrialState, read_states
@@ -178,12 +180,9 @@ def _markdown(
         ["trial", "state", "asked", "partial F1", *(n.replace("_", " ") for n in _DETAILS), "unseen patterns"],
         map(_detail_row, states),
     )
-    if failed := [state for state in states if state.state == "failed"]:
+    if groups := group_failures(states):
         yield "\n## Failed\n"
-        for state in failed:
-            attempt = state.folder.latest_attempt()
-            log = attempt.log.relative_to(run.path) if attempt else "no log"
-            yield f"- {state.id}, step {state.last_step}: {_escape(state.failure)} (log: `{log}`)"
+        yield from _failures(run, states, groups)
     if stale := [state for state in states if state.state == "stale"]:
         yield "\n## Stale: computed from another configuration\n"
         yield from (f"- {state.id}: {_escape('; '.join(state.changed))}" for state in stale)
@@ -214,6 +213,20 @@ def _detail_row(state: TrialState) -> list[str]:
         f"{scores[HEADLINE]:.3f}",
         *("-" if rate is None else f"{rate:.3f}" for rate in rates),
     ]
+
+
+def _failures(run: RunFolder, states: Sequence[TrialState], groups: Sequence[FailureGroup]) -> Iterable[str]:
+    """A row per failed trial, then one traceback per error in the code."""
+    rows = []
+    for state in states:
+        if state.state == "failed" and state.cause and (attempt := state.folder.latest_attempt()):
+            log = f"`{attempt.log.relative_to(run.path)}`"
+            step, action = str(state.last_step), next_action(state.cause, state.id)
+            rows.append([state.id, state.cause, step, _escape(state.failure), _escape(action), log])
+    yield from _table(["trial", "cause", "step", "why", "next", "log"], rows)
+    for group in groups:
+        if group.traceback:
+            yield f"\n{_escape(group.title)} ({group.where})\n\n````text\n{group.traceback}\n````"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:

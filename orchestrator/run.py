@@ -5,30 +5,32 @@ lease -> states -> (nothing left: report, exit) -> disk and devices -> Ray -> co
 
 from __future__ import annotations
 
-import shutil
-import signal
-import threading
+import errno
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from data.callcentre.synthesize import open_finished
-from data.manifest import open_corpus
+from data.manifest import Corpus, open_corpus
 from model.configs import EncoderConfig, Execution, TrialConfig
+from orchestrator.capacity import Capacity
 from orchestrator.corpora import ImportedCorpus, corpus_folder
+from orchestrator.disk import check_room, tell_if_full
 from orchestrator.experiment import Experiment
+from orchestrator.failure_groups import print_failures
+from orchestrator.failures import Cause, left_alone
 from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
-from orchestrator.ledger import Lease, TrialState, hold_lease, move_stale_aside, read_states
+from orchestrator.lease import Lease, hold_lease
+from orchestrator.ledger import State, TrialState, move_stale_aside, read_states, set_damaged_aside
 from orchestrator.plan import trials_table
 from orchestrator.results import HEADLINE
 from orchestrator.scales import Scale
+from orchestrator.stopping import Stopping
 from orchestrator.terminal import open_console
 from orchestrator.tracking import Mirror, tracking_uri
 from orchestrator.verbs import EXIT_DONE, EXIT_FAILED
@@ -46,44 +48,58 @@ def run_grid(
     trials: list[TrialConfig],
     store: Store,
     *,
+    grid: list[TrialConfig] | None = None,
     tracking_uri: str | None,
     rerun_stale: bool,
-    executions: Mapping[str, Execution] | None = None,
+    retry: Collection[Cause] = (),
+    capacities: Mapping[str, Capacity] | None = None,
 ) -> int:
     """Train, score and compare every trial that is not done. Returns 0 when all are done, 1 when some failed.
 
-    `executions` by trial id, where they were planned for the hardware; the others run as the scale declares.
+    `grid`: what report and mirror are about, where `trials` are a part of it. `retry`: causes by which trials failed that would be left alone.
+    `capacities` by trial id, where the trials were planned for the hardware; the others run as the scale declares.
 
     Raises ValueError for what the user can put right (stale trials, too few devices, no disk space, another driver at work) and
     KeyboardInterrupt when it was stopped by Ctrl-C or SIGTERM, after everything was left in order.
     """
     console = open_console(soft_wrap=True)
     run = store.runs(experiment.name, scale.label)
-    with hold_lease(run) as lease, _sigterm_interrupts():
+    grid, capacities = grid or trials, capacities or {}
+    with hold_lease(run) as lease, Stopping(run, console, lost=lease.lost.is_set) as stopping:
         states = _set_stale_aside(run, trials, rerun_stale)
-        to_run = [state.trial for state in states if state.state != "done"]
-        mirror = _build_mirror(experiment, scale, trials, store, tracking_uri, console)
+        to_run = [state.trial for state in states if state.state != "done" and not left_alone(state.cause, retry)]
+        mirror = _build_mirror(experiment, scale, grid, store, tracking_uri, console)
         if not to_run:
-            console.print(f"all {len(trials)} trials are done; nothing to train")
-            _report(experiment, scale, run, trials)
+            console.print(_nothing_to_run(states))
+            reported = _report(experiment, scale, run, grid, console)
             if not mirror.is_complete():
-                mirror.finish("FINISHED")
-            return _summarize(run, trials, mirror.uri, console)
-        _check_disk(scale, to_run, store)
-        _check_corpus(scale, store)
+                mirror.finish(mirror.grid_status())
+            return _summarize(run, trials, mirror.uri, console) if reported else EXIT_FAILED
+        check_room(scale, to_run, store, run, capacities=capacities)
+        corpus = _open_corpus(scale, store)
         mirror.start()
         try:
-            _train(scale, to_run, trials, run, store, lease, console, executions or {})
+            _train(scale, to_run, trials, run, store, corpus, lease, stopping, console, capacities)
         except BaseException:
             # Ctrl-C above all, but whatever ends the grid: what is finished is reported and no MLflow run is left running.
-            console.print("stopping: what is finished is kept")
-            _report(experiment, scale, run, trials)
+            lease.check()  # where another driver has taken over, nothing here is ours to write any more
+            counts = Counter(state.state for state in read_states(run, trials))
+            console.print(f"stopped: {_counted(counts)} of {len(trials)} trials; what is done and saved is kept")
+            _report(experiment, scale, run, grid, console)
             mirror.finish("KILLED", patience_s=_INTERRUPTED_PATIENCE_S)
             raise
-        _report(experiment, scale, run, trials)
-        all_done = all(state.state == "done" for state in read_states(run, trials))
-        mirror.finish("FINISHED" if all_done else "FAILED")
-        return _summarize(run, trials, mirror.uri, console)
+        reported = _report(experiment, scale, run, grid, console)
+        mirror.finish(mirror.grid_status())
+        code = _summarize(run, trials, mirror.uri, console)
+        return code if reported else EXIT_FAILED
+
+
+def _nothing_to_run(states: Sequence[TrialState]) -> str:
+    left = sorted({state.cause for state in states if state.cause})
+    if not left:
+        return f"all {len(states)} trials are done; nothing to train"
+    options = " ".join(f"--retry {cause}" for cause in left)
+    return f"nothing to train: what is not done would fail again; put the cause right and add {options}"
 
 
 def _build_mirror(
@@ -105,7 +121,9 @@ def _set_stale_aside(run: RunFolder, trials: Sequence[TrialConfig], rerun_stale:
             "run with --rerun-stale to set it aside and train anew, or undo the change"
         )
     for state in stale:
-        move_stale_aside(state.folder)
+        move_stale_aside(state.folder, state.changed)
+    for state in states:
+        set_damaged_aside(state)
     return read_states(run, trials) if stale else states
 
 
@@ -115,12 +133,13 @@ def _train(
     trials: Sequence[TrialConfig],
     run: RunFolder,
     store: Store,
+    corpus: Corpus | None,
     lease: Lease,
+    stopping: Stopping,
     console: Console,
-    executions: Mapping[str, Execution],
+    capacities: Mapping[str, Capacity],
 ) -> None:
     """Open Ray, prepare the data, run the trials. Everything of Ray is gone when this returns or raises."""
-    from orchestrator.canaries import order_canaries
     from orchestrator.prepare import prepare
     from orchestrator.progress import GridProgress
     from orchestrator.ray_executor import RayExecutor
@@ -128,49 +147,63 @@ def _train(
     from orchestrator.schedule import concurrent_trials, run_trials
 
     def execution_of(trial: TrialConfig) -> Execution:
-        return executions.get(trial_id(trial), scale.execution)
+        capacity = capacities.get(trial_id(trial))
+        return capacity.execution if capacity else scale.execution
 
     console.print("starting Ray ...")
-    with open_ray(use_gpu=scale.execution.use_gpu) as cluster, _sigterm_interrupts():
+    with open_ray(use_gpu=scale.execution.use_gpu) as cluster:
+        stopping.listen()
         widest = max((execution_of(trial) for trial in to_run), key=lambda execution: execution.workers)
         concurrent = concurrent_trials(cluster, widest)
         if scale.max_concurrent:
             concurrent = min(concurrent, scale.max_concurrent)
-        prepared = prepare(scale, to_run, store, RayExecutor(in_flight=max(1, int(cluster.cpus_now))), console)
+        executor = RayExecutor(in_flight=max(1, int(cluster.cpus_now)))
+        prepared = prepare(scale, to_run, store, executor, console, corpus=corpus)
         lease.check()
         storage = run.path / "ray"
-        names = [trial.foundation.name for trial in to_run] if scale.canary else []
-        canaries = order_canaries(run, trials, execution_of, prepared, names=names, storage=storage)
-        orders = _order_trials(to_run, run, execution_of, prepared, canaries, storage=storage)
+        orders = _order_trials(scale, to_run, trials, run, execution_of, prepared, storage=storage)
         console.print(f"{len(orders)} trials to run, {min(concurrent, len(orders))} at a time, on {cluster.describe()}")
-        if canaries:
-            console.print(f"first a canary of each foundation, about a minute: {', '.join(canaries)}")
-        ids, folders = [trial_id(trial) for trial in trials], [TrialFolder(order.folder) for order in canaries.values()]
-        with GridProgress(run, ids, console, concurrent=concurrent, canaries=folders):
+        before = {first.trial_id: TrialFolder(first.folder) for order in orders for first in order.first}
+        if before:
+            console.print(f"first what they wait for: {', '.join(before)}")
+        ids = [trial_id(trial) for trial in trials]
+        with (
+            GridProgress(run, ids, console, concurrent=concurrent, before=before) as progress,
+            stopping.trials(progress.read),
+        ):
             run_trials(orders, concurrent=concurrent, storage=storage)
+    if stopping.requested and any(state.state != "done" for state in read_states(run, trials)):
+        raise KeyboardInterrupt
 
 
 def _order_trials(
+    scale: Scale,
     to_run: Sequence[TrialConfig],
+    trials: Sequence[TrialConfig],
     run: RunFolder,
     execution_of: Callable[[TrialConfig], Execution],
     prepared: Mapping[EncoderConfig, PreparedData],
-    canaries: Mapping[str, TrialOrder],
     *,
     storage: Path,
 ) -> list[TrialOrder]:
-    """What the drivers of the trials are told; the trials' folders are made. `canaries`: by foundation."""
+    """What the drivers of the trials are told, with the canaries and alignments that they wait for; their folders are made."""
+    from orchestrator.alignments import aligned_adapter, order_alignments
+    from orchestrator.canaries import order_canaries
     from orchestrator.trial_driver import TrialOrder
 
+    names = [trial.foundation.name for trial in to_run] if scale.canary else []
+    canaries = order_canaries(run, trials, execution_of, prepared, names=names, storage=storage)
+    alignments = order_alignments(run, to_run, execution_of, prepared, storage=storage)
     orders = []
     for trial in to_run:
-        folder = run.trial(trial_id(trial))
+        name, folder = trial_id(trial), run.trial(trial_id(trial))
         if not folder.config.exists():
             write_config(folder.config, trial)
         data = prepared[trial.encoder]
+        first = (canaries.get(trial.foundation.name), alignments.get(name))
         orders.append(
             TrialOrder(
-                trial_id=trial_id(trial),
+                trial_id=name,
                 folder=folder.path,
                 fingerprint=fingerprint(trial),
                 execution=execution_of(trial),
@@ -178,28 +211,42 @@ def _order_trials(
                 encoder_states=data.encoder_states,
                 encoder_key=data.encoder_key,
                 ray_storage=storage,
-                canary=canaries.get(trial.foundation.name),
+                first=tuple(order for order in first if order),
+                aligned_adapter=aligned_adapter(run, trial),
+                stop_file=run.stop,
             )
         )
     return orders
 
 
-def _report(experiment: Experiment, scale: Scale, run: RunFolder, trials: Sequence[TrialConfig]) -> None:
+def _report(
+    experiment: Experiment, scale: Scale, run: RunFolder, grid: Sequence[TrialConfig], console: Console
+) -> bool:
+    """Write the comparison of the grid. False where the disk is full: what the trials computed is not to end in a traceback."""
     from orchestrator.report import write_report  # matplotlib
 
-    write_report(experiment, scale, run, trials)
+    try:
+        write_report(experiment, scale, run, grid)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        console.print(
+            f"[yellow]warning:[/] the report is not written: {escape(str(error))}; free some space, then run again"
+        )
+        return False
+    return True
 
 
 def _summarize(run: RunFolder, trials: Sequence[TrialConfig], uri: str, console: Console) -> int:
-    """Print where every trial stands and what to do next; returns the exit code."""
+    """Print where every trial stands, why some failed and what to do next; returns the exit code."""
     states = read_states(run, trials)
     notes = {state.id: f"F1 {state.result.scores[HEADLINE]:.3f}" for state in states if state.result is not None}
     console.print(trials_table(states, notes), soft_wrap=False)
     counts = Counter(state.state for state in states)
-    console.print(f"{len(states)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
-    for state in states:
-        if state.state == "failed" and (attempt := state.folder.latest_attempt()):
-            console.print(escape(f"  {state.id} failed: see {attempt.log}"))
+    console.print(f"{len(states)} trials: {_counted(counts)}")
+    print_failures(states, console)
+    if full := tell_if_full(run.path):  # even a failure may be missing then: there was no room to write it down
+        console.print(f"[red]{escape(full)}[/]")
     console.print(escape(f"report: {run.report_md}"))
     uri = public_uri(uri)
     ui = f"mlflow ui --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else uri
@@ -211,50 +258,11 @@ def _summarize(run: RunFolder, trials: Sequence[TrialConfig], uri: str, console:
     return EXIT_FAILED
 
 
-def _check_corpus(scale: Scale, store: Store) -> None:
-    """A damaged corpus is told now, not after Ray has started."""
+def _counted(counts: Mapping[State, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def _open_corpus(scale: Scale, store: Store) -> Corpus | None:
+    """The corpus, None where it is still to be made. A damaged one is told now, not after Ray has started."""
     folder = corpus_folder(scale.corpus, store)
-    if isinstance(scale.corpus, ImportedCorpus):
-        open_corpus(folder)
-    else:
-        open_finished(folder, scale.corpus)
-
-
-def _check_disk(scale: Scale, to_run: Sequence[TrialConfig], store: Store) -> None:
-    """Raise ValueError when the store's disk cannot hold what the run will write."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    need, free = _bytes_to_write(scale, to_run, store), shutil.disk_usage(store.root).free
-    if free < need:
-        raise ValueError(
-            f"{store.root}: {free / 1e9:.1f} GB free and about {need / 1e9:.1f} GB needed; free some space or choose another --store"
-        )
-
-
-def _bytes_to_write(scale: Scale, to_run: Sequence[TrialConfig], store: Store) -> float:
-    """A rough sum: audio and encoder states that are not there yet, and three checkpoints of each trial (two kept, one being written)."""
-    prepared = scale.corpus.examples * 0.2e6 if isinstance(scale.corpus, ImportedCorpus) else 0.0
-    if not (corpus_folder(scale.corpus, store) / "corpus.json").exists():
-        prepared = scale.corpus.examples * 0.3e6  # about 0.08 MB of audio and 0.2 MB of encoder states
-    checkpoints = 0.0
-    for trial in to_run:
-        lora = min(trial.foundation.parameters, 0.01 * trial.foundation.parameters * trial.lora.r / 32 + 1e6)
-        adapter = trial.adapter.hidden_width * (512 * trial.adapter.stack_factor + 4096)
-        checkpoints += 3 * 12 * (lora + adapter)  # fp32 weights and two AdamW moments
-    return prepared + checkpoints + 0.1e9
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (a batch system's or a container's stop) ends the block like Ctrl-C. Only the main thread may set handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return open_corpus(folder) if isinstance(scale.corpus, ImportedCorpus) else open_finished(folder, scale.corpus)

@@ -15,6 +15,7 @@ from data.scoring import METRIC_VERSION
 from data.supervision import SupervisionConfig, ValueForm
 from model.configs import (
     AdapterConfig,
+    AlignmentConfig,
     Budget,
     EncoderConfig,
     EvaluationConfig,
@@ -51,6 +52,7 @@ class Scale:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    alignment: AlignmentConfig | None = None  # a stage before slot filling; the paper under reproduction does not say
     execution: Execution
     max_concurrent: int | None = None  # trials at a time; None: as many as the machines hold
     canary: bool = True  # before a foundation's trials, a minute's check that it loads, learns, stops and reloads
@@ -82,6 +84,7 @@ class Scale:
             lora=self.lora,
             optim=self.optim,
             evaluation=self.evaluation,
+            alignment=self.alignment,
             metric_version=METRIC_VERSION,
         )
 

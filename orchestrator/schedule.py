@@ -21,22 +21,23 @@ WAITING_TRIALS = 1
 
 def concurrent_trials(cluster: Cluster, execution: Execution) -> int:
     """How many trials fit the cluster at once. Raises ValueError when not even one does: Ray would wait for ever."""
-    cpus, gpus = execution.workers * execution.cpus_per_worker, execution.workers if execution.use_gpu else 0
-    if cluster.cpus < cpus or cluster.gpus < gpus:
+    workers, sharing = execution.workers, execution.trials_per_gpu
+    cpus, gpus = workers * execution.cpus_per_worker, workers if execution.use_gpu else 0
+    if cluster.cpus < cpus or cluster.gpus * sharing < gpus:
         need = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
         raise ValueError(
-            f"execution.workers: a trial needs {need} ({execution.workers} workers) and there is {cluster.describe()}; "
+            f"execution.workers: a trial needs {need} ({workers} workers) and there is {cluster.describe()}; "
             "choose another --scale, or start Ray on more machines and set RAY_ADDRESS"
         )
     by_cpu = int(cluster.cpus // cpus)
-    return min(by_cpu, int(cluster.gpus // gpus)) if gpus else by_cpu
+    return min(by_cpu, int(cluster.gpus * sharing // gpus)) if gpus else by_cpu
 
 
 def run_trials(orders: Sequence[TrialOrder], *, concurrent: int, storage: Path) -> None:
     """Run every trial to its end: done or failed, as its folder then tells. A failed trial never stops the others.
 
     The first trials of all canaries are started first, so that one foundation's others do not wait in the places where another's canary
-    could run. `storage`: a folder for what Ray writes, on storage that every machine of the cluster shares; removed before and after.
+    could run (`in_turns`). `storage`: a folder for what Ray writes, on storage that every machine of the cluster shares; removed before and after.
     """
     from ray import tune
 
@@ -70,12 +71,13 @@ def run_trials(orders: Sequence[TrialOrder], *, concurrent: int, storage: Path) 
 
 
 def in_turns(orders: Sequence[TrialOrder]) -> list[TrialOrder]:
-    """The first order of every canary, then the second of every canary, ...; those without a canary keep their order and come first."""
+    """The first order of all that wait for the same, then the second of each, ...; those that wait for nothing keep their order and come first."""
     taken: Counter[str] = Counter()
     turns = {}
     for order in orders:
-        turns[order.trial_id] = taken[order.canary.trial_id] if order.canary else 0
-        taken.update([order.canary.trial_id] if order.canary else [])
+        awaited = [before.trial_id for before in order.first[:1]]
+        turns[order.trial_id] = sum(taken[name] for name in awaited)
+        taken.update(awaited)
     return sorted(orders, key=lambda order: turns[order.trial_id])
 
 

@@ -1,47 +1,61 @@
-"""One trial from its folder to its `result.json`: the Tune trainable that drives it, and the loop that runs in each Ray Train worker.
+"""One trial from its folder to its `result.json`: the Tune trainable that drives it, attempt after attempt (`orchestrator.trial_worker`).
 
-The driver opens an attempt, builds a TorchTrainer for it and waits. A worker that raises records why and the trial has failed; a worker that dies
-without a word (killed, out of memory, its node gone) is replaced by a new attempt, which goes on from the last checkpoint. Files decide everything:
-Ray's own checkpoints and restore are not used, for their state files do not survive a kill.
+The driver opens an attempt, builds a TorchTrainer for it and waits. When it ends badly, its cause decides (`orchestrator.failures`): another
+attempt, which goes on from the last checkpoint, or a failed trial. Files decide everything: Ray's own checkpoints and restore are not used, for
+their state files do not survive a kill.
 
-A trial whose order names a canary (`orchestrator.canaries`) begins when that has passed. The first driver to come runs it, the others wait for that
-one without holding devices.
+A trial whose order names others as `first` (the canary of its foundation, an alignment stage) begins when those have ended well. The first driver to
+come runs them, the others wait for that one without holding devices. While the order's stop file exists nothing is begun or waited for.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import fcntl
-import json
 import logging
-import os
+import math
 import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from data.encoder_states import StateKey
 from model.configs import Execution, TrialConfig
 from model.hooks import TrialHooks
-from orchestrator.attempts import Attempt, AttemptSuperseded, attempt_costs, open_attempt
-from orchestrator.identity import fingerprint, read_config
+from orchestrator.attempts import Attempt, AttemptSuperseded, iter_records, open_attempt
+from orchestrator.failures import (
+    POLICIES,
+    Cause,
+    Policy,
+    ResourcesMissing,
+    check_not_held,
+    classify,
+    decide,
+    hold_siblings,
+)
+from orchestrator.identity import read_config
 from orchestrator.layout import TrialFolder
-from orchestrator.provenance import describe_environment
-from orchestrator.results import Failure, TrialResult, read_failure, write_failure, write_result
+from orchestrator.results import Failure, describe_failure, find_failure, read_status, step_reached, write_failure
 
 if TYPE_CHECKING:
     from model.trial import TrialOutcome
 
-RETRIES_OF_A_DEAD_WORKER = 2
-"""New attempts in one run after workers that died without a word; an error in the code is not retried."""
+_log = logging.getLogger(__name__)
+
+End = Literal["done", "failed", "interrupted", "superseded"]
+
+Role = Literal["trial", "canary", "alignment"]
+"""What an order is to the grid: a cell of it, or what cells wait for."""
 
 RunTrial = Callable[["TrialOrder", TrialConfig, "TrialHooks"], "TrialOutcome | None"]
 """(order, config, hooks) -> the outcome, None on ranks above 0. Runs in the worker."""
+
+_DEATHS: tuple[Cause, ...] = ("worker-died", "node-lost", "out-of-memory")
+"""What Ray tells of workers that could not tell it themselves; what the others recorded then is a consequence."""
+_POLL_S = 0.5
 
 
 def run_model_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
@@ -71,99 +85,176 @@ class TrialOrder:
     encoder_key: StateKey
     ray_storage: Path  # below the run folder; removed after the run
     run_trial: RunTrial = run_model_trial
-    canary: TrialOrder | None = None  # what must have passed first: a trial like any other, of a few steps
+    role: Role = "trial"
+    first: tuple[TrialOrder, ...] = ()  # what must have ended well before, in this order; several trials may share it
     aligned_adapter: Path | None = None  # what an alignment stage leaves
     stop_file: Path | None = None  # while it exists, nothing new is begun and what runs saves and stops
-    earlier_attempts: int = 0  # of a canary: those before this run, whose failures are history
+    earlier_attempts: int = 0  # of a canary, of an alignment stage: those before this run, whose failures are history
+    policies: Mapping[Cause, Policy] = field(default_factory=lambda: POLICIES)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.stop_file is not None and self.stop_file.exists()
+
+    @property
+    def devices(self) -> float:
+        """GPUs, or CPUs where there are none, that the trial takes."""
+        execution = self.execution
+        return execution.workers * (gpus_per_worker(execution) if execution.use_gpu else execution.cpus_per_worker)
 
 
-class TrialFailed(RuntimeError):
-    """An attempt ended badly and its failure.json says why."""
+def gpus_per_worker(execution: Execution) -> float:
+    """The share of a GPU that a worker asks Ray for; Ray counts in ten-thousandths, of which seven times a rounded-up seventh were too many."""
+    return math.floor(10_000 / execution.trials_per_gpu) / 10_000 if execution.use_gpu else 0.0
 
 
-def drive_trial(order: TrialOrder) -> str:
-    """Run attempts of one trial until one ends well ("done"), fails ("failed") or is superseded. Never raises for a failed trial."""
-    if order.canary is None:
+def drive_trial(order: TrialOrder) -> End:
+    """Run attempts of one trial until one ends well, it has failed, was asked to stop or is superseded. Never raises for a failed trial."""
+    try:
+        for before in order.first:
+            end = _end_of(replace(before, stop_file=order.stop_file))
+            if end == "failed":
+                _fail_with(order, before)
+            if end != "done":
+                return end
         return _run_attempts(order)
-    verdict = _wait_for_canary(order.canary)
-    if verdict == "done":
-        return _run_attempts(order)
-    if verdict == "failed":
-        _fail_for_canary(order, order.canary)
-    return verdict
+    except OSError as error:
+        if classify(error) != "disk-full":
+            raise
+        _log.error("%s: not even its failure could be written down (%s)", order.trial_id, error)
+        return "failed"
 
 
-def _wait_for_canary(canary: TrialOrder) -> str:
-    """The canary's end: "done", "failed" or "superseded". Run by whichever driver comes first; where that one is killed, by the next."""
-    folder = TrialFolder(canary.folder)
-    with _one_at_a_time(folder):
+def _end_of(before: TrialOrder) -> End:
+    """How what other trials wait for ended. Run by whichever driver comes first; where that one is killed, by the next."""
+    folder = TrialFolder(before.folder)
+    with _one_at_a_time(folder, before) as mine:
         if folder.result.exists():
             return "done"
         latest = folder.latest_attempt()
-        if latest and latest.number > canary.earlier_attempts and latest.failure.exists():
+        if (
+            latest
+            and latest.number > before.earlier_attempts
+            and (failure := find_failure(latest))
+            and not failure.goes_on
+        ):
             return "failed"
-        return _run_attempts(canary)
+        return _run_attempts(before) if mine else "interrupted"
 
 
 @contextmanager
-def _one_at_a_time(folder: TrialFolder) -> Iterator[None]:
-    """Wait for the drivers before this one. All drivers run on one machine, whose kernel takes the lock from a killed one."""
+def _one_at_a_time(folder: TrialFolder, order: TrialOrder) -> Iterator[bool]:
+    """Wait for the drivers before this one; False when the run stops first.
+
+    All drivers run on one machine, whose kernel takes the lock from a killed one.
+    """
     with (folder.path / "lock").open("a", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        mine = False
+        while not mine and not order.stopping:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = True
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+        yield mine
 
 
-def _fail_for_canary(order: TrialOrder, canary: TrialOrder) -> None:
-    """The trial's failure row; no device time was spent on it."""
-    latest, trial = TrialFolder(canary.folder).latest_attempt(), TrialFolder(order.folder)
-    assert latest is not None
-    why = read_failure(latest)
-    learned = why.cause == "CanaryFailed"
-    remedy = f"; compare the chat template with `explain {order.trial_id}`" if learned else ""
-    message = (why.message if learned else why.line)[:400] + remedy
-    attempt = open_attempt(trial, devices=order.execution.workers * _devices_per_worker(order))
+def _fail_with(order: TrialOrder, before: TrialOrder) -> None:
+    """The failure row of a trial that waited for one that failed; no device time was spent on it."""
+    assert before.role != "trial"
+    latest, trial = TrialFolder(before.folder).latest_attempt(), TrialFolder(order.folder)
+    why = find_failure(latest) if latest else None
+    assert latest and why, f"{before.folder}: failed without a failure"
+    if why.cause == "canary":
+        message = f"{why.message[:400]}; compare the chat template with `explain {order.trial_id}`"
+    else:
+        message = f"{before.trial_id}: {why.line}"[:500]
+    attempt = open_attempt(trial, devices=order.devices)
     attempt.note("ended")
     attempt.folder.log.write_text(f"not started: {message}\nsee {latest.log}\n", encoding="utf-8")
     failure = Failure(
-        cause="Canary", message=message, host=socket.gethostname(), step=_step_reached(trial), time=time.time()
+        cause=before.role,
+        error=why.error,
+        message=message,
+        host=socket.gethostname(),
+        step=step_reached(trial),
+        time=time.time(),
     )
     write_failure(attempt.folder, failure)
 
 
-def _run_attempts(order: TrialOrder) -> str:
-    for _ in range(1 + RETRIES_OF_A_DEAD_WORKER):
-        attempt = open_attempt(TrialFolder(order.folder), devices=order.execution.workers * _devices_per_worker(order))
-        try:
-            _fit(order, attempt)
-        except Exception as error:
-            # Whatever fit() raises (Ray has several classes for it) ends this attempt, not the grid: it becomes the trial's failure row.
-            attempt.note("ended")
-            dead = _dead_worker(error)
-            if dead is None and _superseded(attempt):
-                return "superseded"
-            if dead is None and attempt.folder.failure.exists():
-                return "failed"
-            trial = TrialFolder(order.folder)
-            write_failure(attempt.folder, _worker_died(dead, trial) if dead else describe_failure(error, trial))
-            if dead is None:
-                return "failed"
+def _run_attempts(order: TrialOrder) -> End:
+    trial = TrialFolder(order.folder)
+    config = read_config(trial.config)
+    execution = resumed_execution(order, config.budget.batch_size)
+    idle: Counter[Cause] = Counter()
+    begins, had_devices = order.role == "trial", False
+    while not order.stopping:
+        got_to = _progress(trial)
+        attempt = open_attempt(trial, devices=order.devices, execution=execution)
+        end = _attempt(replace(order, execution=execution), attempt, config, begins=begins)
+        if not isinstance(end, Failure):
+            return end
+        if end.cause == "resources" and had_devices:
+            end = replace(end, cause="node-lost")  # they were there: they may come back
+        had_devices = had_devices or end.cause != "resources"
+        if _progress(trial) > got_to:
+            idle.clear()
         else:
-            return "done"
-    return "failed"
+            idle[end.cause] += 1
+        policy = order.policies[end.cause]
+        decision = decide(
+            policy,
+            idle=idle[end.cause],
+            declared=order.execution,
+            current=execution,
+            batch_size=config.budget.batch_size,
+            evaluating=_evaluates(trial),
+        )
+        if decision.execution is None:
+            if policy.holds and order.role == "trial":
+                hold_siblings(order.ray_storage, config.foundation.name, f"{order.trial_id} failed ({end.line})")
+            write_failure(attempt.folder, replace(end, goes_on=False))
+            return "failed"
+        write_failure(attempt.folder, replace(end, goes_on=True))
+        execution, begins = decision.execution, False
+        _wait(decision.wait_s, order)
+    return "interrupted"
 
 
-def _fit(order: TrialOrder, attempt: Attempt) -> None:
+def _attempt(order: TrialOrder, attempt: Attempt, config: TrialConfig, *, begins: bool) -> End | Failure:
+    """Run one attempt to its end; the failure of one that ended badly."""
+    trial = TrialFolder(order.folder)
+    try:
+        if begins:
+            check_not_held(order.ray_storage, config.foundation.name)
+        _check_resources(order.execution)
+        _fit(order, attempt, begins=begins)
+    except Exception as error:
+        # Whatever fit() raises (Ray has several classes for it) ends this attempt, not the grid: it becomes the trial's failure row.
+        if _superseded(attempt):
+            return "superseded"
+        attempt.note("ended")
+        told = None if classify(error) in _DEATHS else find_failure(attempt.folder)
+        return told or describe_failure(error, trial)
+    return "done" if trial.result.exists() else "interrupted"
+
+
+def _fit(order: TrialOrder, attempt: Attempt, *, begins: bool) -> None:
     """Run one attempt on Ray Train and wait for its end."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from orchestrator.trial_worker import train_worker
+
     execution = order.execution
     resources: dict[str, float] = {"CPU": execution.cpus_per_worker}
     if execution.use_gpu:
-        resources["GPU"] = 1
+        resources["GPU"] = gpus_per_worker(execution)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"order": order, "attempt": attempt},
+        train_loop_config={"order": order, "attempt": attempt, "begins": begins},
         torch_config=TorchConfig(backend="nccl" if execution.use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=execution.workers, use_gpu=execution.use_gpu, resources_per_worker=resources
@@ -178,97 +269,60 @@ def _fit(order: TrialOrder, attempt: Attempt) -> None:
     trainer.fit()
 
 
-def train_worker(loop: dict[str, Any]) -> None:
-    """Ray Train's `train_loop_per_worker`: run the trial in this process; rank 0 writes the result.
+def _check_resources(execution: Execution) -> None:
+    """Raise ResourcesMissing when the cluster cannot have what the trial needs: Ray would wait for ever."""
+    import ray
 
-    Raises TrialFailed after an exception was recorded in the attempt's failure.json.
-    """
-    from ray import train
-
-    order: TrialOrder = loop["order"]
-    attempt: Attempt = loop["attempt"]
-    rank = train.get_context().get_world_rank()
-    _redirect_output(attempt.folder.log if rank == 0 else attempt.folder.log.with_name(f"log-rank{rank}"))
-    if rank == 0:
-        attempt.note("started")
-
-    def on_checkpoint(step: int) -> None:
-        attempt.check_current()
-        if rank == 0:
-            attempt.note("checkpointed")
-        train.report({"step": step})
+    from orchestrator.ray_session import describe_cluster
+    from orchestrator.schedule import concurrent_trials
 
     try:
-        _work(order, attempt, rank, TrialHooks(before_write=attempt.check_current, on_checkpoint=on_checkpoint))
-    except AttemptSuperseded:
-        raise
-    except Exception as error:
-        # The trial's boundary: the one place where any error becomes a record.
-        traceback.print_exc()
-        if not attempt.folder.failure.exists():  # another rank's error may be the cause of this one
-            write_failure(attempt.folder, describe_failure(error, TrialFolder(order.folder)))
-        raise TrialFailed(f"{order.trial_id}: {type(error).__name__}: {error}") from None
+        concurrent_trials(describe_cluster(ray.get_runtime_context().gcs_address, local=False), execution)
+    except ValueError as error:
+        raise ResourcesMissing(str(error)) from None
 
 
-def _work(order: TrialOrder, attempt: Attempt, rank: int, hooks: TrialHooks) -> None:
-    folder = TrialFolder(order.folder)
-    config = read_config(folder.config)
-    assert fingerprint(config) == order.fingerprint, f"{folder.config} changed since the run was planned"
-    outcome = order.run_trial(order, config, hooks)
-    if rank == 0:
-        assert outcome is not None
-        attempt.check_current()
-        attempt.note("ended")
-        write_result(folder, _result(order, config, outcome))
+def resumed_execution(order: TrialOrder, batch_size: int) -> Execution:
+    """How the next attempt runs: as declared, in halves where memory was short in the attempts before.
+
+    Where it was short for good the trial begins as declared again: the user has made room (`run --retry out-of-memory`).
+    """
+    trial = TrialFolder(order.folder)
+    latest = trial.latest_attempt()
+    if latest is None:
+        return order.execution
+    failures = [find_failure(trial.attempt(number)) for number in range(1, latest.number + 1)]
+    short = [failure for failure in failures if failure and failure.cause == "out-of-memory"]
+    sizes = [record for record in iter_records(trial) if record.micro_batches and record.evaluation_batch_size]
+    if not short or not short[-1].goes_on or not sizes:
+        return order.execution
+    declared, last = order.execution, sizes[-1]
+    micro_batches = max(declared.micro_batches, last.micro_batches or 0)
+    if batch_size % (declared.workers * micro_batches):
+        micro_batches = declared.micro_batches
+    evaluated = min(declared.evaluation_batch_size, last.evaluation_batch_size or declared.evaluation_batch_size)
+    return replace(declared, micro_batches=micro_batches, evaluation_batch_size=evaluated)
 
 
-def _result(order: TrialOrder, config: TrialConfig, outcome: TrialOutcome) -> TrialResult:
-    seconds = {f"{phase}_seconds": value for phase, value in outcome.seconds.items()}
-    return TrialResult(
-        trial_id=order.trial_id,
-        fingerprint=order.fingerprint,
-        foundation=config.foundation.name,
-        kind=config.foundation.kind,
-        mode=config.mode,
-        seed=config.seed,
-        headline_inference_mode=outcome.headline_inference_mode,
-        scores=outcome.scores,
-        validation_scores=outcome.validation_scores,
-        counts=dict(outcome.counts),
-        costs={**attempt_costs(TrialFolder(order.folder)), **seconds},
-        provenance=describe_environment(),
-    )
+def _progress(trial: TrialFolder) -> tuple[int, int, int]:
+    """How far a trial has got for good: the last committed step, the finished inference modes, the bytes of answers. More of it is progress."""
+    begun = trial.attempts.is_dir()
+    step = max((record.step or 0 for record in iter_records(trial)), default=0) if begun else 0
+    finished = len(list(trial.path.glob("predictions-*.commit.json")))
+    return step, finished, sum(path.stat().st_size for path in trial.path.glob("predictions-*.jsonl"))
 
 
-def describe_failure(error: BaseException, trial: TrialFolder) -> Failure:
-    """An exception as the record that ledger and report show."""
-    text = " ".join(str(error).split())
-    return Failure(
-        cause=type(error).__name__,
-        message=text[:500],
-        traceback="".join(traceback.format_exception(error)),
-        host=socket.gethostname(),
-        step=_step_reached(trial),
-        time=time.time(),
-    )
+def _evaluates(trial: TrialFolder) -> bool:
+    """Whether all training steps are done, as the trial last told."""
+    status = read_status(trial)
+    return status.get("phase") == "evaluating" or status.get("step", 0) == status.get("steps")
 
 
-def _worker_died(error: BaseException, trial: TrialFolder) -> Failure:
-    """The record of a worker process that was ended from outside."""
-    return replace(
-        describe_failure(error, trial),
-        cause="WorkerDied",
-        message="a worker process ended without a word: killed, out of memory, or its machine gone; see the attempt's log",
-    )
-
-
-def _dead_worker(error: BaseException) -> BaseException | None:
-    """The death of a worker process among what fit() raised, None when every worker lived to raise its own exception."""
-    from ray.exceptions import RayActorError
-
-    failures = getattr(error, "worker_failures", {}).values()
-    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
-    return next((cause for cause in causes if isinstance(cause, RayActorError)), None)
+def _wait(seconds: float, order: TrialOrder) -> None:
+    """Wait, without devices, or until the run stops."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not order.stopping:
+        time.sleep(min(_POLL_S, seconds))
 
 
 def _superseded(attempt: Attempt) -> bool:
@@ -277,26 +331,3 @@ def _superseded(attempt: Attempt) -> bool:
     except AttemptSuperseded:
         return True
     return False
-
-
-def _step_reached(trial: TrialFolder) -> int | None:
-    if not trial.status.exists():
-        return None
-    status = json.loads(trial.status.read_text(encoding="utf-8"))
-    return status.get("step") if status.get("phase") == "training" else None
-
-
-def _devices_per_worker(order: TrialOrder) -> int:
-    return 1 if order.execution.use_gpu else order.execution.cpus_per_worker
-
-
-def _redirect_output(log: Path) -> None:
-    """Send everything this worker process prints, in Python or below, to a file. The process ends with the attempt: nothing is restored."""
-    stream = log.open("a", encoding="utf-8", buffering=1)
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    sys.stdout = sys.stderr = stream
-    faulthandler.enable(stream)
-    logging.basicConfig(
-        stream=stream, level=logging.INFO, force=True, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,13 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.configs import TrialConfig
+from orchestrator.disk import print_survey, survey_disk, survey_to_json
 from orchestrator.experiment import Experiment
+from orchestrator.failures import Cause
 from orchestrator.hardware import Hardware
-from orchestrator.identity import read_document
 from orchestrator.layout import RunFolder, Store
-from orchestrator.ledger import LeaseHeldError, TrialState, read_holder, read_states
-from orchestrator.plan import Plan, make_plan, plan_to_json, print_plan, trials_table, write_plan
+from orchestrator.lease import LeaseHeldError, read_holder
+from orchestrator.ledger import read_states
+from orchestrator.plan import Plan, make_plan, plan_to_json, print_plan, write_plan
 from orchestrator.scales import Scale
+from orchestrator.status import print_status, status_to_json
 
 EXIT_DONE, EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 3
 
@@ -46,6 +48,9 @@ class Request:
     again: tuple[str, ...]  # this command without its verb: what a next step is written with
     console: Console
     explained: str | None = None  # the trial that `explain` names
+    retry: tuple[Cause, ...] = ()  # failed trials by these causes are run again, too
+    disk: bool = False  # status: of the store's space
+    repair: bool = False  # doctor: not only look
 
     @property
     def run(self) -> RunFolder:
@@ -65,6 +70,7 @@ def _plan(request: Request) -> Plan:
         request.store,
         seeds=request.seeds,
         rerun_stale=request.rerun_stale,
+        retry=request.retry,
         hardware=request.hardware,
     )
 
@@ -89,20 +95,17 @@ def run_verb(request: Request) -> int:
     write_plan(plan)
     from orchestrator.run import run_grid
 
-    code = run_grid(
+    return run_grid(
         request.experiment,
         request.scale,
         request.trials,
         request.store,
         tracking_uri=request.tracking_uri,
         rerun_stale=request.rerun_stale,
-        executions={name: capacity.execution for name, capacity in plan.capacities.items()},
+        grid=request.grid,
+        retry=request.retry,
+        capacities=plan.capacities,
     )
-    if request.trials != request.grid:  # the run compared what --only named; the folder's report is about all of it
-        from orchestrator.report import write_report
-
-        write_report(request.experiment, request.scale, request.run, request.grid)
-    return code
 
 
 def plan_verb(request: Request) -> int:
@@ -121,8 +124,12 @@ def plan_verb(request: Request) -> int:
             f"next: {request.command('run', '--rerun-stale')}  (sets the stale trials aside), or undo the change",
         )
     elif plan.to_run:
-        more = ("--rerun-stale",) if request.rerun_stale else ()
+        more = ["--rerun-stale"] * request.rerun_stale + [
+            word for cause in request.retry for word in ("--retry", cause)
+        ]
         _say(request, f"next: {request.command('run', *more)}")
+    elif retries := _retries(plan):
+        _say(request, f"next: {request.command('run', *retries)}  (when the cause is put right)")
     else:
         _say(request, f"next: {request.command('report')}  (every trial is done)")
     return EXIT_DONE
@@ -130,39 +137,42 @@ def plan_verb(request: Request) -> int:
 
 def status_verb(request: Request) -> int:
     """Show how far every trial is. Reads files only, also while another process runs the grid."""
+    if request.disk:
+        return _disk(request)
     holder = read_holder(request.run)
-    states = read_states(request.run, request.trials)
+    plan = _plan(request)
     if request.json:
-        rows = plan_to_json(_plan(request))
-        _print_json({**rows, "driver": asdict(holder) if holder else None})
+        _print_json({**status_to_json(plan), "driver": asdict(holder) if holder else None})
         return EXIT_DONE
     _say(request, request.scale_line)
-    phases = {state.id: phase for state in states if holder and (phase := _phase(state))}
-    request.console.print(trials_table(states, phases))
-    counts = Counter(state.state for state in states)
-    _say(request, f"{len(states)} trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    print_status(plan, request.console, driven=holder is not None)
+    counts = Counter(state.state for state in plan.states)
+    _say(request, f"{len(plan.states)} trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     if holder:
         _say(request, f"driven by {holder.describe()}; next: {request.command('status')}  (again, later)")
-    elif counts["done"] == len(states):
+    elif counts["done"] == len(plan.states):
         _say(request, f"next: {request.command('report')}")
+    elif retries := _retries(plan):
+        _say(request, f"nobody is at work; next: {request.command('run', *retries)}  (when the cause is put right)")
     else:
         _say(request, f"nobody is at work; next: {request.command('run')}")
     return EXIT_DONE
 
 
-_FRESH_S = 120.0
+def _retries(plan: Plan) -> list[str]:
+    """The options with which `run` tries failed trials again that it would leave alone."""
+    causes = sorted({str(state.cause) for state in plan.states if plan.action(state) == "leave"})
+    return [word for cause in causes for word in ("--retry", cause)]
 
 
-def _phase(state: TrialState) -> str:
-    """What an unfinished trial is doing, by its `status.json`; empty when that is old."""
-    path = state.folder.status
-    if state.state == "done" or not path.is_file() or time.time() - path.stat().st_mtime > _FRESH_S:
-        return ""
-    status = read_document(path, "delete this file")
-    left = status.get("seconds_left")
-    return str(status.get("phase", "running")) + (
-        f", {left / 60:.0f} min left" if isinstance(left, int | float) else ""
-    )
+def _disk(request: Request) -> int:
+    survey = survey_disk(request.scale, request.store, request.run, read_states(request.run, request.grid))
+    if request.json:
+        _print_json(survey_to_json(survey))
+        return EXIT_DONE
+    print_survey(survey, request.console)
+    _say(request, f"next: {request.command('status')}")
+    return EXIT_DONE
 
 
 def report_verb(request: Request) -> int:
@@ -219,10 +229,41 @@ def explain_verb(request: Request) -> int:
     return EXIT_DONE
 
 
+def doctor_verb(request: Request) -> int:
+    """Find what is damaged, left over or missing in the run folder and in MLflow. Nothing is changed without --repair."""
+    from orchestrator.doctor import examination_to_json, examine, print_examination, repair
+    from orchestrator.tracking import tracking_uri
+
+    uri = tracking_uri(request.tracking_uri, request.store)
+    about = (request.experiment, request.scale, request.grid, request.store, uri)
+    if not request.json:
+        _say(request, request.scale_line)
+    if request.repair:
+        outcome = repair(*about)
+        found, left = outcome.found, outcome.left
+    else:
+        found = left = examine(*about)
+    if request.json:
+        _print_json({"found": examination_to_json(found), "left": examination_to_json(left)})
+        return EXIT_FAILED if left else EXIT_DONE
+    print_examination(found, request.console, repaired=request.repair)
+    if request.repair and left:
+        _say(request, "left to do:")
+        print_examination(left, request.console)
+    if not left:
+        _say(request, f"next: {request.command('status')}")
+    elif request.repair:
+        _say(request, "next: do what the table says")
+    else:
+        _say(request, f"next: {request.command('doctor', '--repair')}")
+    return EXIT_FAILED if left else EXIT_DONE
+
+
 VERBS: dict[str, Callable[[Request], int]] = {
     "run": run_verb,
     "plan": plan_verb,
     "status": status_verb,
     "report": report_verb,
     "explain": explain_verb,
+    "doctor": doctor_verb,
 }

@@ -6,7 +6,7 @@ What is only assumed about lengths and speed is a named constant here, and every
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data.records import InferenceMode, Split
@@ -23,6 +23,8 @@ PADDING = 0.10
 """Columns added by padding: an assumption (examples of like length share a batch)."""
 LAUNCH_SECONDS_PER_BLOCK = 0.5e-3
 """What launching one block's kernels takes in one forward pass, however small the batch: an assumption, not measured yet."""
+TRANSCRIPT_TOKENS_PER_SECOND = 3.5
+"""Speech at 150 words a minute, in tokens: an assumption."""
 LONGEST_ANSWER = 2.0
 """A generated batch ends with its longest answer, this many times as long as the mean: an assumption."""
 CHARACTERS_PER_TOKEN = 3.5
@@ -75,6 +77,32 @@ class Workload:
     hardware: Hardware
     lengths: SequenceLengths
     examples: Mapping[Split, int]  # of the splits that are evaluated
+    aligning: bool = False  # a trial's alignment stage: no LoRA
+
+    @cached_property
+    def alignment(self) -> Workload | None:
+        """The alignment stage before the trial, where it has one: the adapter alone trains, transcripts are its targets."""
+        stage, lengths = self.trial.alignment, self.lengths
+        if stage is None:
+            return None
+        spoken, longest = (
+            max(1, round(seconds * TRANSCRIPT_TOKENS_PER_SECOND))
+            for seconds in (lengths.audio_seconds, lengths.longest_audio_seconds)
+        )
+        prompt = _TEMPLATE_TOKENS + round(_INSTRUCTION / CHARACTERS_PER_TOKEN)
+        return replace(
+            self,
+            trial=replace(self.trial, budget=stage.budget, alignment=None),
+            lengths=replace(
+                lengths,
+                prompt=prompt,
+                longest_prompt=prompt,
+                target=dict.fromkeys(lengths.target, spoken),
+                longest_target=dict.fromkeys(lengths.target, longest),
+            ),
+            examples={},
+            aligning=True,
+        )
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -89,7 +117,7 @@ class Workload:
     @cached_property
     def lora(self) -> int:
         """LoRA's parameters."""
-        return lora_parameters(self.architecture, self.trial.lora)
+        return 0 if self.aligning else lora_parameters(self.architecture, self.trial.lora)
 
     @cached_property
     def adapter(self) -> int:
@@ -155,21 +183,26 @@ class Workload:
         """One optimizer step: its arithmetic, or launching its kernels where the micro-batches are so small that this takes longer.
 
         A backward pass launches twice as many kernels as a forward pass. ZeRO-3 gathers the weights for each of the two, in every micro-batch.
+        Trials that share a GPU take turns at its arithmetic, while each launches its kernels from a core of its own.
         """
         passes = 3 + execution.gradient_checkpointing
         flops = self.flops_per_step(recompute=execution.gradient_checkpointing)
-        computing = flops / (execution.workers * self.peak_flops * ASSUMED_MFU)
+        computing = execution.trials_per_gpu * flops / (execution.workers * self.peak_flops * ASSUMED_MFU)
         launching = execution.micro_batches * passes * self.architecture.num_hidden_layers * LAUNCH_SECONDS_PER_BLOCK
         return max(computing, launching) + 2 * execution.micro_batches * self.gather_seconds(execution)
 
     def evaluation_seconds(self, execution: Execution) -> float:
-        """Greedy generation of every evaluated split in every inference mode: prompts are read at training speed, then token by token."""
+        """Greedy generation of every evaluated split in every inference mode: prompts are read at training speed, then token by token.
+
+        Trials that share a GPU take turns as in `step_seconds`.
+        """
         a, modes, evaluation = self.architecture, self.trial.inference_modes, self.trial.evaluation
         examples = sum(self.examples.get(split, 0) for split in evaluation.splits)
         batches = -(-examples // (execution.workers * execution.evaluation_batch_size))
         prompt = self.audio_columns(self.lengths.audio_seconds) + self.lengths.prompt
         reading = 2 * a.parameters.blocks * prompt * execution.evaluation_batch_size / (self.peak_flops * ASSUMED_MFU)
         weights = BYTES[self.trial.optim.precision] * (self.frozen + self.lora) / (self.hardware.memory_gb_per_s * 1e9)
+        reading, weights = execution.trials_per_gpu * reading, execution.trials_per_gpu * weights
         token = max(weights, a.num_hidden_layers * LAUNCH_SECONDS_PER_BLOCK) + self.gather_seconds(execution)
         answers = sum(
             min(LONGEST_ANSWER * self.lengths.target[mode], evaluation.max_new_tokens(mode)) for mode in modes

@@ -1,8 +1,11 @@
-"""Parts that several tests share: a small spoken corpus, its encoder states, and the paths a trial takes."""
+"""Parts that several tests share: a small spoken corpus, its encoder states, the paths a trial takes, and a finished smoke grid."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from stand_ins.grids import SCRIPT, grid
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +48,20 @@ def trial_paths(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory):
     return lambda output: TrialPaths(
         corpus=corpus_root, encoder_states=folder / "states", encoder_key=key, output=output
     )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the lone script, copied away from the checkout as `ray submit` does, ran the smoke grid once, undisturbed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    shutil.copy(SCRIPT, folder / "grid.py")
+    done = grid("--scale", "smoke", cwd=folder, script=folder / "grid.py")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def unfinished(smoke: Path, tmp_path: Path) -> Path:
+    """The prepared data of that run, its trials still to do."""
+    shutil.copytree(smoke / "runs" / "prepared", tmp_path / "runs" / "prepared")
+    return tmp_path

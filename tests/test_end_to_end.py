@@ -1,5 +1,6 @@
 """The grid as a user runs it: a whole smoke run, the same again, killed in the middle, and every wrong input told in one line."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,43 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from stand_ins.grids import SCRIPT, environment, grid, run_folder
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def environment() -> dict[str, str]:
-    """This process's own, without what would let a test reach another Ray, MLflow or the network."""
-    dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "SLOTGRID_STORE", "SLOTGRID_DEBUG")
-    return {
-        **{k: v for k, v in os.environ.items() if k not in dropped},
-        "SLOTGRID_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def grid(
-    *arguments: str, cwd: Path, script: Path = ROOT / "experiments" / "grid.py", **more
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(script), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment() | more, capture_output=True, text=True, timeout=600)
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the lone script, copied away from the checkout as `ray submit` does, ran the smoke grid once."""
-    folder = tmp_path_factory.mktemp("smoke")
-    shutil.copy(ROOT / "experiments" / "grid.py", folder / "grid.py")
-    done = grid("--scale", "smoke", cwd=folder, script=folder / "grid.py")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
-
-
-def run_folder(folder: Path) -> Path:
-    return folder / "runs" / "grid-smoke"
 
 
 def test_the_lone_script_runs_the_grid_and_leaves_everything(smoke: Path) -> None:
@@ -97,7 +69,7 @@ def test_a_finished_grid_runs_again_in_seconds_and_computes_nothing(smoke: Path)
 def test_the_same_seed_gives_the_same_results_after_a_kill(smoke: Path, tmp_path: Path) -> None:
     """kill -9 of the whole process group once a trial has its first checkpoint; the rerun ends with the undisturbed run's bytes."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / "grid.py"), "--scale", "smoke"],
+        [sys.executable, str(SCRIPT), "--scale", "smoke"],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -130,13 +102,6 @@ def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
     one_line_error(grid("--scale", "huge", cwd=tmp_path), "huge", "smoke")
     one_line_error(grid("runn", cwd=tmp_path), "runn", "plan")
     one_line_error(grid("--only", "kind=hybird", "--scale", "smoke", cwd=tmp_path), "hybird")
-
-
-@pytest.fixture
-def unfinished(smoke: Path, tmp_path: Path) -> Path:
-    """The prepared data of a finished run, its trials still to do."""
-    shutil.copytree(smoke / "runs" / "prepared", tmp_path / "runs" / "prepared")
-    return tmp_path
 
 
 def corpus_of(folder: Path) -> Path:
@@ -174,16 +139,60 @@ def test_wrong_encoder_weights_are_refused(unfinished: Path) -> None:
     one_line_error(grid("--scale", "smoke", cwd=unfinished), weights.name, "sha256")
 
 
-@pytest.mark.skipif(
-    not Path("/dev/shm").is_dir() or os.geteuid() != 0, reason="mounting a small file system needs root"
-)
-def test_a_full_disk_is_one_line(unfinished: Path) -> None:
-    small = unfinished / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine does not let us mount a small file system")
-    try:
-        one_line_error(grid("--scale", "smoke", "--store", str(small), cwd=unfinished), "space")
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+@pytest.fixture
+def small_disk(unfinished: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system of a given size, as `mount` takes it."""
+    folder = unfinished / "small"
+    folder.mkdir()
+    mounted = []
+
+    def mount(size: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip("this machine does not let us mount a small file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line(unfinished: Path, small_disk: Callable[[str], Path]) -> None:
+    done = grid("--scale", "smoke", "--store", str(small_disk("1m")), cwd=unfinished)
+    one_line_error(done, "are free", "are needed", "status --disk", "--store")
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free; returns the file that takes the space."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"x" * 65536)
+    return filler
+
+
+def test_a_disk_that_fills_during_training_ends_the_run_in_order_and_the_rerun_goes_on(
+    smoke: Path, unfinished: Path, small_disk: Callable[[str], Path]
+) -> None:
+    store = small_disk("512m")
+    shutil.copytree(unfinished / "runs" / "prepared", store / "prepared")
+    command = [sys.executable, str(SCRIPT), "--scale", "smoke", "--store", str(store)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=unfinished, env=environment(), **output) as process:
+        deadline = time.monotonic() + 400
+        while not any("training" in path.read_text() for path in store.glob("grid-smoke/trials/*/status.json")):
+            assert process.poll() is None and time.monotonic() < deadline, "it ended, or hung, before it trained"
+            time.sleep(0.05)
+        filler = fill(store)
+        out, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, out[-3000:]
+    assert "the disk is full" in out and "status --disk" in out, out[-3000:]
+    for path in store.glob("grid-smoke/**/*.json"):
+        json.loads(path.read_text())  # whole
+
+    filler.unlink()
+    done = grid("--scale", "smoke", "--store", str(store), cwd=unfinished)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = (run_folder(smoke) / "results.csv").read_bytes()
+    assert (store / "grid-smoke" / "results.csv").read_bytes() == results

@@ -67,7 +67,13 @@ def test_padding_stands_on_the_left_and_targets_end_in_the_last_column() -> None
         [10, 11, 0, 0, 30, 31, 32, 50, 51, 52, 53],
         [0, 0, 0, 0, 0, 0, 10, 0, 30, 50, 51],
     ]
-    assert batch.audio_mask.sum(dim=1).tolist() == [audio_token_count(9, 8), audio_token_count(8, 8)] == [2, 1]
+    assert [audio_token_count(9, 8), audio_token_count(8, 8)] == [2, 1]
+    assert batch.audio_places.tolist() == [
+        2,
+        3,
+        11 + 7,
+    ]  # of 2 x 11 columns: where the pads between prefix and suffix stand
+    assert batch.stack_places.tolist() == [0, 1, 2]  # of 2 x 2 stacks: the second example's second one is padding
     assert batch.attention_mask.sum(dim=1).tolist() == [11, 5]
     assert batch.labels[1].tolist() == [IGNORE] * 9 + [50, 51]
     assert batch.target_columns == 4

@@ -121,12 +121,11 @@ def token_lines(rendered, tokenizer) -> Iterator[str]:
     states = np.zeros((FRAMES, 4), dtype=np.float16)
     pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batch = collate([("x", rendered, states)], stack_factor=STACK, pad_id=pad, with_targets=True)
-    ids, labels, audio = batch.input_ids[0].tolist(), batch.labels[0].tolist(), batch.audio_mask[0].tolist()
-    first = audio.index(True)
+    ids, labels, audio = batch.input_ids[0].tolist(), batch.labels[0].tolist(), batch.audio_places.tolist()
     for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if audio[place]:
-            if place == first:
-                yield f"{place:5d}  A         {sum(audio)} audio embeddings"
+        if place in audio:
+            if place == audio[0]:
+                yield f"{place:5d}  A         {len(audio)} audio embeddings"
             continue
         assert label in (IGNORE, token)
         yield f"{place:5d}  {'M' if label == IGNORE else 'T'}  {token:6d}  {tokenizer.decode([token])!r}"

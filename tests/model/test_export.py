@@ -16,7 +16,7 @@ from corpus_samples.synthetic import REF
 from data.manifest import open_corpus
 from data.records import INFERENCE_MODES
 from data.supervision import INSTRUCTIONS, SupervisionConfig, supervise
-from model.checkpoints import newest_checkpoint
+from model.checkpoint_folder import newest_checkpoint
 from model.configs import AdapterConfig, Budget, EncoderConfig, EvaluationConfig, Execution, OptimConfig, TrialConfig
 from model.export import open_export
 from model.exported import load_export
@@ -222,8 +222,8 @@ def test_a_trial_that_is_not_finished_is_refused_with_the_reason(
     assert "is interrupted (step 6 of 6)" in refused(capsys, *ask)
     attempt = writable.attempt(1)
     attempt.path.mkdir(parents=True)
-    write_failure(attempt, Failure(cause="OutOfMemoryError", message="8 GB"))
-    assert "is failed (OutOfMemoryError: 8 GB)" in refused(capsys, *ask)
+    write_failure(attempt, Failure(cause="out-of-memory", error="OutOfMemoryError", message="8 GB"))
+    assert "is failed (out-of-memory: 8 GB)" in refused(capsys, *ask)
     assert "no trial of that name" in refused(capsys, *ask[:3], "nobody.regular.seed0", *ask[4:])
     assert not (tmp_path / "out").exists()
 

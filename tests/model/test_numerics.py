@@ -6,13 +6,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
+from deepspeed.runtime.utils import clip_grad_norm_
 
 from data.atomic import iter_whole_lines
 from model.configs import Budget, Execution, OptimConfig
 from model.speech_llm import build_speech_llm
-from model.train import learning_rate_factor
+from model.train import _clip_gradients, learning_rate_factor
 from model.trial import run_trial
 from stand_ins.trials import greatest_difference, poisoned_training, small_trial, trained_weights, untrained_model
 
@@ -31,6 +33,25 @@ def test_the_learning_rate_warms_up_and_falls_on_half_a_cosine() -> None:
     assert factors[55] == pytest.approx(0.05 + 0.95 / 2)
     assert factors[100] == pytest.approx(0.05)
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[10:]))
+
+
+def test_gradients_are_clipped_as_deepspeed_clips_them_to_the_bit(single_process_group, monkeypatch) -> None:
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)  # as `build_engine` does
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    for seed, max_norm in itertools.product(range(20), (0.3, 1.0, 1e6)):
+        torch.manual_seed(seed)
+        parameters = [torch.nn.Parameter(torch.zeros(rows, 37)) for rows in (1, 5, 64, 301)]
+        gradients = [torch.randn_like(parameter) * 10 ** torch.randn(()) for parameter in parameters]
+        clipped = []
+        for clip in (clip_grad_norm_, _clip_gradients):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            clipped.append([clip(parameters, max_norm), *(parameter.grad for parameter in parameters)])
+        assert all(torch.equal(theirs, ours) for theirs, ours in zip(*clipped, strict=True))
+        assert torch.equal(clipped[1][1], gradients[0]) == (clipped[1][0] < max_norm)
+    before = [parameter.grad.clone() for parameter in parameters]
+    _clip_gradients(parameters, 0.0)
+    assert all(torch.equal(parameter.grad, gradient) for parameter, gradient in zip(parameters, before, strict=True))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

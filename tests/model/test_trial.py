@@ -1,19 +1,23 @@
 """One trial in a plain process: it trains what it should, resumes bit for bit, and scores what it wrote."""
 
 import json
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from corpus_samples.synthetic import REF
 from data.atomic import iter_whole_lines
+from data.metric_lines import read_metrics
 from data.records import prediction_from_json
 from data.scoring import score
 from data.supervision import SupervisionConfig
-from model.checkpoints import newest_checkpoint
-from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, OptimConfig, TrialConfig
+from model.checkpoint_folder import newest_checkpoint
+from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, LoRAConfig, OptimConfig, TrialConfig
 from model.foundations import FOUNDATIONS
 from model.hooks import TrialHooks
 from model.speech_llm import build_speech_llm
@@ -47,11 +51,15 @@ def _trained(output: Path) -> dict[str, torch.Tensor]:
 
 def test_a_trial_trains_adapter_and_lora_and_writes_everything_down(trial_paths, tmp_path: Path) -> None:
     config = _config()
+    drawn = random.getstate(), np.random.get_state()[1].tolist()
     outcome = run_trial(config, EXECUTION, trial_paths(tmp_path))
     assert outcome is not None
+    assert drawn == (random.getstate(), np.random.get_state()[1].tolist()), (
+        "a checkpoint holds torch's random state alone"
+    )
 
-    rows = list(iter_whole_lines(tmp_path / "metrics.jsonl"))
-    assert rows[0]["step"] == 1 and rows[-1]["metrics"]["eval/partial_f1"] == outcome.scores["eval/partial_f1"]
+    rows = read_metrics(tmp_path / "metrics.jsonl").rows
+    assert rows[0].step == 1 and rows[-1].metrics["eval/partial_f1"] == outcome.scores["eval/partial_f1"]
     assert json.loads((tmp_path / "status.json").read_text())["phase"] == "done"
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
     for mode in ("direct", "think"):
@@ -95,8 +103,41 @@ def test_an_interrupted_trial_ends_with_the_same_bits(trial_paths, tmp_path: Pat
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     for name in ("predictions-direct.jsonl", "predictions-think.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-    steps = [row["step"] for row in iter_whole_lines(tmp_path / "cut" / "metrics.jsonl")]
-    assert steps == [row["step"] for row in iter_whole_lines(tmp_path / "whole" / "metrics.jsonl")]
+    steps = [row.step for row in read_metrics(tmp_path / "cut" / "metrics.jsonl").rows]
+    assert steps == [row.step for row in read_metrics(tmp_path / "whole" / "metrics.jsonl").rows]
+
+
+def test_training_from_nothing_again_keeps_every_row_and_its_time(trial_paths, tmp_path: Path) -> None:
+    """Whoever has sent the rows on before has nothing to take back; the row that was damaged is written again."""
+    config = _config()
+    run_trial(config, EXECUTION, trial_paths(tmp_path))
+    shutil.rmtree(tmp_path / "checkpoints")
+    metrics = tmp_path / "metrics.jsonl"
+    before = read_metrics(metrics).rows
+    metrics.write_bytes(metrics.read_bytes().replace(b'"step": 6', b'"step": 5', 1))
+    run_trial(config, EXECUTION, trial_paths(tmp_path))
+    after = read_metrics(metrics)
+    assert not after.damaged_lines and len(after.rows) == len(before)
+    assert {row.step: row.metrics["train/loss"] for row in after.rows if row.of_training} == {
+        row.step: row.metrics["train/loss"] for row in before if row.of_training
+    }
+    assert after.rows[0] == before[0] and after.rows[1] == before[2], "the scores' row, too"
+
+
+def test_dropout_draws_the_same_after_a_kill(trial_paths, tmp_path: Path) -> None:
+    config = _config(lora=LoRAConfig(dropout=0.3), budget=Budget(steps=4, batch_size=4))
+
+    def kill_at_two(step: int) -> None:
+        if step == 2:
+            raise Killed
+
+    run_trial(config, EXECUTION, trial_paths(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"), hooks=TrialHooks(on_checkpoint=kill_at_two))
+    torch.rand(7)
+    run_trial(config, EXECUTION, trial_paths(tmp_path / "cut"))
+    whole, cut = _trained(tmp_path / "whole"), _trained(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "uncommit", "flip"])

@@ -98,7 +98,8 @@ def make_trial(run: RunFolder, config: TrialConfig, canary: TrialOrder) -> Trial
         folder=folder.path,
         fingerprint=fingerprint(config),
         run_trial=train,
-        canary=canary,
+        role="trial",
+        first=(canary,),
         earlier_attempts=0,
     )
 
@@ -145,7 +146,7 @@ def behave(canary: TrialOrder, how: str) -> TrialOrder:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_trials_wait_for_their_canary_and_a_failed_one_spends_nothing_on_them(
     store: Store, monkeypatch: pytest.MonkeyPatch, begin: Callable[..., None]
 ):
@@ -154,7 +155,7 @@ def test_trials_wait_for_their_canary_and_a_failed_one_spends_nothing_on_them(
     grids = [trials("regular", foundation=number, seeds=2) for number in range(3)]
     names = [grid[0].foundation.name for grid in grids]
     shutil.rmtree(run.path, ignore_errors=True)
-    begin(run, canary_config(grids[0]), failure=Failure(cause="CanaryFailed", message="long ago"))
+    begin(run, canary_config(grids[0]), failure=Failure(cause="canary", error="CanaryFailed", message="long ago"))
     shutil.copytree(run.trial(trial_id(canary_config(grids[0]))).path, run.canary(names[0]).path)
     canaries = ordered(run, [trial for grid in grids for trial in grid], *names)
     assert canaries[names[0]].earlier_attempts == 1  # that it failed in an earlier run is history
@@ -179,7 +180,7 @@ def test_trials_wait_for_their_canary_and_a_failed_one_spends_nothing_on_them(
     for state in failing:
         assert state.state == "failed"
         assert state.failure == (
-            f"Canary: stops by itself: 0 of 8 answers, 6 needed; compare the chat template with `explain {state.id}`"
+            f"canary: stops by itself: 0 of 8 answers, 6 needed; compare the chat template with `explain {state.id}`"
         )
         attempt = state.folder.latest_attempt()
         assert str(run.canary(names[1]).path) in attempt.log.read_text()
@@ -238,13 +239,13 @@ def test_a_broken_template_costs_its_own_trials_and_no_others(tmp_path: Path):
     folder = run / "trials" / "broken.regular.seed0"
     assert not (folder / "checkpoints").exists() and not (folder / "status.json").exists()
     failure = json.loads((folder / "attempts" / "1" / "failure.json").read_text())
-    assert failure["cause"] == "Canary"
+    assert failure["cause"] == "canary"
     assert "chat template writes the user's text 0 times" in failure["message"]
     assert "explain broken.regular.seed0" in failure["message"]
     record = json.loads((run / "canaries" / "broken" / "attempts" / "1" / "attempt.json").read_text())
     assert failure["time"] - record["started"] < 60
-    assert "canary broken  failed" in done.stdout and "canary tiny-instruct  done" in done.stdout
-    assert "Canary: runs: ValueError: tokenizer" in (run / "report.md").read_text()
+    assert "canary-broken  failed" in done.stdout and "canary-tiny-instruct  done" in done.stdout
+    assert "canary: runs: ValueError: tokenizer" in (run / "report.md").read_text()
     results = (run / "results.csv").read_text()
     assert "canary" not in results.lower() and len(results.splitlines()) == 3
 

@@ -1,6 +1,7 @@
 """What fits where, how long it takes, and that the memory formulas say what a real training step takes."""
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -10,15 +11,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from model.architectures import Architecture, adapter_parameters, lora_parameters
-from model.configs import AdapterConfig, Execution, Foundation, LoRAConfig, Precision
+from model.configs import AdapterConfig, AlignmentConfig, Budget, Execution, Foundation, LoRAConfig, Precision
 from model.foundations import FOUNDATIONS, architecture_of
-from orchestrator.capacity import Capacity, encoder_state_bytes, plan_capacity
-from orchestrator.capacity_report import capacity_to_json, explain_capacity
+from orchestrator.capacity import (
+    MOST_TRIALS_PER_GPU,
+    Capacity,
+    alignment_gpu_hours,
+    encoder_state_bytes,
+    plan_capacities,
+    plan_capacity,
+    spread,
+)
+from orchestrator.capacity_report import capacity_to_json, explain_capacity, print_capacities
 from orchestrator.hardware import HARDWARE, find_hardware
 from orchestrator.memory import BatchShape, evaluation_memory, resident_parts, saved_bytes_per_token, training_memory
-from orchestrator.scales import PAPER, SCALES
+from orchestrator.scales import PAPER, SCALES, SMALL
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = {split: PAPER.corpus.count(split) for split in ("validation", "test", "test_frame", "test_domain")}
@@ -98,6 +108,104 @@ def test_a_batch_that_cannot_be_split_is_refused_with_the_field() -> None:
     odd = replace(trial, budget=replace(trial.budget, batch_size=7))
     capacity = plan_capacity(odd, PAPER.execution, HARDWARE["h100-80g"], examples=EXAMPLES, max_gpus=4)
     assert capacity.refusal is not None and "budget.batch_size 7 cannot be split over 4 GPUs" in capacity.refusal
+
+
+def small(name: str, **options) -> Capacity:
+    """A trial that is declared for one GPU."""
+    trial = SMALL.trial(foundation=FOUNDATIONS[name], mode="hybrid", seed=0)
+    return plan_capacity(trial, SMALL.execution, HARDWARE["h100-80g"], examples=EXAMPLES, **options)
+
+
+def test_small_trials_share_a_gpu_where_launching_takes_longer_than_computing() -> None:
+    shared, alone = small("smollm2-135m-instruct", waiting=64), small("smollm2-135m-instruct")
+    sharing = shared.execution.trials_per_gpu
+    assert alone.execution.trials_per_gpu == 1 < sharing <= MOST_TRIALS_PER_GPU
+    assert sharing * shared.peak_bytes <= shared.usable_bytes
+    # together they are no faster than their launching or their arithmetic allows
+    step = alone.workload.step_seconds(alone.execution)
+    assert step <= shared.workload.step_seconds(shared.execution) <= sharing * step
+    assert alone.gpu_hours / sharing <= shared.gpu_hours < 0.8 * alone.gpu_hours
+    assert shared.changes == (f"trials_per_gpu 1 -> {sharing}",)
+    assert capacity_to_json(shared)["execution"]["trials_per_gpu"] == sharing
+    assert f"runs on: 1/{sharing} x h100-80g" in "\n".join(explain_capacity(shared))
+
+
+def test_a_gpu_is_not_shared_where_it_is_busy_or_too_small_or_others_would_idle() -> None:
+    assert small("llama-3.1-8b", waiting=64).execution.trials_per_gpu == 1, "arithmetic takes longer than launching"
+    assert plan("qwen3-0.6b", waiting=64).execution.trials_per_gpu == 1, "declared for four GPUs"
+    assert small("smollm2-135m-instruct", waiting=15).execution.trials_per_gpu == 1, (
+        "two to a GPU would leave some idle"
+    )
+    assert small("smollm2-135m-instruct", waiting=16).execution.trials_per_gpu == 2
+    assert small("smollm2-135m-instruct", waiting=2, max_gpus=1).execution.trials_per_gpu == 2
+    cramped = plan_capacity(
+        SMALL.trial(foundation=FOUNDATIONS["smollm2-135m-instruct"], mode="hybrid", seed=0),
+        SMALL.execution,
+        replace(HARDWARE["h100-80g"], memory_gib=small("smollm2-135m-instruct").peak_bytes / 2**30 * 1.9),
+        examples=EXAMPLES,
+        waiting=64,
+    )
+    assert cramped.refusal is None and cramped.execution.trials_per_gpu == 1, "one and a half fit"
+
+
+def test_a_run_with_more_gpus_than_planned_for_spreads_its_trials() -> None:
+    four = replace(SMALL.execution, trials_per_gpu=4)
+    shared = {
+        (waiting, gpus): spread(four, waiting=waiting, gpus=gpus).trials_per_gpu
+        for waiting, gpus in ((64, 8), (31, 8), (4, 1), (3, 1), (9, 8), (1, 8))
+    }
+    assert shared == {(64, 8): 4, (31, 8): 2, (4, 1): 4, (3, 1): 2, (9, 8): 1, (1, 8): 1}
+
+
+def aligned_trials(modes=("regular", "reasoning", "hybrid"), seeds=(0, 1), batch_size: int = 32):
+    alignment = AlignmentConfig(budget=Budget(steps=1000, batch_size=batch_size))
+    return [
+        replace(SMALL.trial(foundation=FOUNDATIONS["qwen3-4b"], mode=mode, seed=seed), alignment=alignment)
+        for mode in modes
+        for seed in seeds
+    ]
+
+
+def test_an_alignment_is_paid_once_for_all_modes_of_a_foundation_and_seed() -> None:
+    trials = aligned_trials()
+    planned = plan_capacities(trials, SMALL.execution, HARDWARE["h100-80g"], examples=EXAMPLES)
+    capacities = {f"{trial.mode}-{trial.seed}": planned[trial] for trial in trials}
+    hours = alignment_gpu_hours(capacities)
+    assert set(hours) == {"qwen3-4b.seed0", "qwen3-4b.seed1"}
+    one = capacities["hybrid-0"]
+    stage = one.workload.alignment
+    assert stage is not None and stage.lora == 0 < one.workload.lora and stage.trainable == one.workload.adapter
+    assert stage.step_seconds(one.execution) < one.workload.step_seconds(one.execution), "shorter prompts and targets"
+    assert hours["qwen3-4b.seed0"] == pytest.approx(1000 * stage.step_seconds(one.execution) / 3600)
+    without = replace(one.workload.trial, alignment=None)
+    plain = plan_capacity(without, SMALL.execution, HARDWARE["h100-80g"], examples=EXAMPLES)
+    assert plain.alignment_gpu_hours == 0 and plain.gpu_hours == pytest.approx(one.gpu_hours)
+    said = io.StringIO()
+    print_capacities(capacities, Console(file=said, width=250), aligned=["qwen3-4b.seed1"])
+    both = sum(capacity.gpu_hours for capacity in capacities.values()) + hours["qwen3-4b.seed0"]
+    assert (
+        f"together about {both:,.0f} GPU-hours of h100-80g, {hours['qwen3-4b.seed0']:,.0f} of them for 1 alignment,"
+        in (said.getvalue())
+    )
+
+
+def test_an_alignment_whose_batch_cannot_be_split_is_refused_with_its_field() -> None:
+    (trial,) = aligned_trials(modes=("regular",), seeds=(0,), batch_size=6)
+    capacity = plan_capacity(trial, PAPER.execution, HARDWARE["h100-80g"], examples=EXAMPLES, max_gpus=4)
+    assert (
+        capacity.refusal is not None and "alignment.budget.batch_size 6 cannot be split over 4 GPUs" in capacity.refusal
+    )
+
+
+def test_a_node_needs_the_weights_once_in_bf16_and_once_a_worker_in_fp32() -> None:
+    trial = PAPER.trial(foundation=FOUNDATIONS["llama-3.1-70b"], mode="regular", seed=0)
+    capacity = plan_capacity(trial, PAPER.execution, HARDWARE["h100-80g"], examples=EXAMPLES)
+    workers, embeddings = capacity.execution.workers, 128_256 * 8192
+    assert workers >= 4
+    assert capacity.host_bytes == 2 * capacity.workload.frozen + workers * 8 * embeddings < 210e9
+    fp32 = replace(capacity.workload.trial, optim=replace(trial.optim, precision="fp32"))
+    copied = replace(capacity, workload=replace(capacity.workload, trial=fp32))
+    assert copied.host_bytes == workers * (4 * capacity.workload.frozen + 4 * embeddings)
 
 
 def test_an_unknown_gpu_type_lists_the_known_ones() -> None:

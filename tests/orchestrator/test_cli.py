@@ -15,7 +15,8 @@ from orchestrator.experiment import Experiment
 from orchestrator.grid import product
 from orchestrator.identity import trial_id
 from orchestrator.layout import open_store
-from orchestrator.ledger import hold_lease
+from orchestrator.lease import hold_lease
+from orchestrator.results import Failure
 from orchestrator.scales import SCALES, Scale
 from orchestrator.slotgrid_cli import main as slotgrid
 
@@ -45,14 +46,21 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["explore"], "error: there is no verb 'explore'; the verbs are run, plan, status, report, explain"),
+        (["explore"], "error: there is no verb 'explore'; the verbs are run, plan, status, report, explain, doctor"),
         (["plan", "tiny"], "error: unrecognized arguments: tiny; --help lists the options"),
         (["plan", "--frobnicate"], "error: unrecognized arguments: --frobnicate; --help lists the options"),
         (["plan", "--only", "mode"], "error: --only: 'mode' is not AXIS=VALUE, e.g. mode=hybrid"),
         (["plan", "--only"], "error: argument --only: expected at least one argument; --help lists the options"),
         (["plan", "--seeds", "0"], "error: --seeds: 0 is too few; give at least 1"),
         (["plan", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'; --help lists the options"),
-        (["run", "--json"], "error: --json: run prints its progress; use it with plan, status, report or explain"),
+        (
+            ["run", "--json"],
+            "error: --json: run prints its progress; use it with plan, status, report, explain or doctor",
+        ),
+        (["plan", "--repair"], "error: --repair: plan takes no such option; doctor does"),
+        (["run", "--disk"], "error: --disk: run takes no such option; status does"),
+        (["status", "--retry", "nan"], "error: --retry: status takes no such option; run and plan do"),
+        (["report", "--rerun-stale"], "error: --rerun-stale: report takes no such option; run and plan do"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(call, arguments: list[str], message: str) -> None:
@@ -105,6 +113,80 @@ def test_status_tells_who_is_at_work(call, begin, tmp_path: Path) -> None:
     assert code == 0 and f"driven by process {os.getpid()} on" in out and "training" in out
 
 
+def test_status_tells_the_cause_of_a_failure_and_what_to_do(call, begin, tmp_path: Path) -> None:
+    run = open_store(tmp_path / "store").runs("grid", "smoke")
+    begin(
+        run,
+        SMOKE[0],
+        step=3,
+        failure=Failure(cause="nan", error="FloatingPointError", message="step 4: the loss is nan"),
+    )
+    begin(
+        run,
+        SMOKE[0],
+        step=3,
+        failure=Failure(cause="nan", error="FloatingPointError", message="step 4: the loss is nan"),
+    )
+    code, out, _ = call("status")
+    assert code == 0 and "nan: step 4: the loss is nan" in out and "1 failed, 1 pending" in out
+    assert "nan: see the loss in metrics.jsonl and lower the learning rate, or run --retry nan" in out
+    assert out.splitlines()[-1].endswith("--retry nan  (when the cause is put right)")
+    code, out, _ = call("status", "--json")
+    rows = {row["name"]: row for row in json.loads(out)["status"]}
+    failed = rows[trial_id(SMOKE[0])]
+    assert (failed["state"], failed["cause"], failed["attempts"]) == ("failed", "nan", 2)
+    assert "--retry nan" in failed["next_action"]
+
+
+def test_what_would_fail_again_is_left_alone_unless_its_cause_is_named(call, begin, finish, tmp_path: Path) -> None:
+    run = open_store(tmp_path / "store").runs("grid", "smoke")
+    finish(run, SMOKE[1])
+    begin(
+        run,
+        SMOKE[0],
+        step=3,
+        failure=Failure(cause="nan", error="FloatingPointError", message="step 4: the loss is nan"),
+    )
+    _, out, _ = call("plan", "--json")
+    assert [row["action"] for row in json.loads(out)["trials"]] == ["leave", "skip"]
+    _, out, _ = call("plan", "--json", "--retry", "nan")
+    assert [row["action"] for row in json.loads(out)["trials"]] == ["retry", "skip"]
+    code, out, _ = call("plan")
+    assert code == 0 and out.splitlines()[-1].endswith("--retry nan  (when the cause is put right)")
+    code, out, _ = call("run")  # trains nothing, so it is quick
+    assert code == 1 and "nothing to train: what is not done would fail again" in out and "--retry nan" in out
+    code, _, err = call("run", "--retry", "boredom")
+    assert code == 2 and "'boredom'" in err and "out-of-memory" in err and err.count("\n") == 1
+
+
+def test_status_disk_lists_what_takes_space(call, finish, tmp_path: Path) -> None:
+    run = open_store(tmp_path / "store").runs("grid", "smoke")
+    finish(run, SMOKE[0])
+    (run.trial(trial_id(SMOKE[0])).checkpoints).mkdir()
+    (run.trial(trial_id(SMOKE[0])).checkpoints / "weights").write_bytes(b"x" * 5000)
+    code, out, _ = call("status", "--disk")
+    assert (
+        code == 0 and "5.0 kB" in out and "are free on its device" in out and out.splitlines()[-1].startswith("next: ")
+    )
+    code, out, _ = call("status", "--disk", "--json")
+    assert code == 0 and json.loads(out)["trials"][0]["checkpoints"] == 5000
+
+
+def test_doctor_says_how_to_repair_and_repairs(call, begin, tmp_path: Path) -> None:
+    assert call("doctor")[0] == 0  # nothing has been run: nothing is wrong
+    run = open_store(tmp_path / "store").runs("grid", "smoke")
+    begin(run, SMOKE[0])
+    run.lease.write_text(
+        json.dumps({"pid": 2**22 + 1, "host": os.uname().nodename, "token": "x", "since": 0.0, "heartbeat": 0.0})
+    )
+    code, out, _ = call("doctor")
+    assert (
+        code == 1 and "lease" in out and out.splitlines()[-1].endswith(" --repair") and "doctor" in out.splitlines()[-1]
+    )
+    code, out, _ = call("doctor", "--json")
+    assert code == 1 and json.loads(out)["left"][0]["kind"] == "lease"
+
+
 def test_run_is_refused_while_another_driver_is_at_work(call, tmp_path: Path) -> None:
     with hold_lease(open_store(tmp_path / "store").runs("grid", "smoke")):
         code, _, err = call("run")
@@ -121,13 +203,18 @@ def test_run_asks_before_it_touches_a_stale_trial(call, finish, tmp_path: Path) 
     assert code == 0 and "blocked: metric_version: 99 -> 2" in out and "--rerun-stale" in out.splitlines()[-1]
 
 
-def test_a_damaged_result_is_one_line_that_names_the_file(call, finish, tmp_path: Path) -> None:
+def test_a_damaged_result_is_made_again_and_a_damaged_config_is_one_line_that_names_it(
+    call, finish, tmp_path: Path
+) -> None:
     run = open_store(tmp_path / "store").runs("grid", "smoke")
     finish(run, SMOKE[0])
-    path = run.trial(trial_id(SMOKE[0])).result
+    run.trial(trial_id(SMOKE[0])).result.write_text("{")
+    code, out, _ = call("status")
+    assert code == 0 and "result.json is damaged: made again" in out and "1 interrupted, 1 pending" in out
+    path = run.trial(trial_id(SMOKE[0])).config
     path.write_text("{")
     code, _, err = call("status")
-    assert code == 2 and err.startswith(f"error: {path}: line 1: not JSON") and err.count("\n") == 1
+    assert code == 2 and err.startswith(f"error: {path}: ") and err.count("\n") == 1
 
 
 def raising(error: BaseException) -> Experiment:

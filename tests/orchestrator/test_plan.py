@@ -41,7 +41,7 @@ def test_a_plan_says_what_run_would_do(store: Store, tiny_grid: list[TrialConfig
     run = store.runs("grid", "tiny")
     finish(run, tiny_grid[0])
     begin(run, tiny_grid[1], step=200)
-    begin(run, tiny_grid[2], failure=Failure(cause="E", message="x"))
+    begin(run, tiny_grid[2], failure=Failure(cause="io", error="OSError", message="x"))
     begin(run, replace(tiny_grid[3], metric_version=99))
     plan = plan_of(store, SCALES["tiny"], tiny_grid)
     actions = [row["action"] for row in plan_to_json(plan)["trials"]]

@@ -34,8 +34,8 @@ def test_a_trial_is_followed_through_its_phases(tmp_path: Path):
     line = read_progress(folder, since=0, now=time.time()).describe()
     assert line == "training 30/100  loss 1.250  16.0 examples/s  0:01:10 left"
     assert phase(folder, since=time.time() + 1) == ""  # left by a killed run: this run has not begun it yet
-    write_failure(attempt.folder, Failure(cause="ValueError", message="line 3: broken"))
-    assert "ValueError: line 3: broken" in read_progress(folder, since=0, now=time.time()).describe()
+    write_failure(attempt.folder, Failure(cause="input", error="ValueError", message="line 3: broken"))
+    assert "input: line 3: broken" in read_progress(folder, since=0, now=time.time()).describe()
     folder.result.write_text("{}")
     assert phase(folder) == "done"
 
@@ -58,10 +58,13 @@ def test_without_a_terminal_every_change_is_one_plain_line(tmp_path: Path):
     with GridProgress(run, ["finished", "fails"], Console(file=output, width=40), concurrent=1):
         attempt = open_attempt(fails, devices=1)
         attempt.note("started")
-        write_failure(attempt.folder, Failure(cause="ValueError", message="a long reason that is not wrapped at all"))
+        write_failure(
+            attempt.folder,
+            Failure(cause="input", error="ValueError", message="a long reason that is not wrapped at all"),
+        )
     lines = output.getvalue().splitlines()
     assert [line.split()[1:3] for line in lines[:1]] == [["fails", "failed"]]
-    assert "ValueError: a long reason that is not wrapped at all" in lines[0]
+    assert "input: a long reason that is not wrapped at all" in lines[0]
     assert lines[1].endswith("1 done, 1 failed, 0 running of 2 trials")
     assert not any("finished" in line for line in lines)
 

@@ -1,19 +1,24 @@
 """The comparison: every trial is a row, failed and missing cells are shown as such, and the same results give the same bytes."""
 
 import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from model.configs import TrialConfig
 from orchestrator.experiment import Experiment
+from orchestrator.failure_groups import group_failures, print_failures
+from orchestrator.identity import trial_id
 from orchestrator.layout import RunFolder, Store
 from orchestrator.ledger import read_states
 from orchestrator.report import compare, write_report
 from orchestrator.results import Failure
 from orchestrator.scales import SCALES
 
+MEMORY = Failure(cause="out-of-memory", error="OutOfMemoryError", message="no | memory <left>")
 TINY = SCALES["tiny"]
 GRID = Experiment(name="grid", hypothesis="Hybrid | wins.", declare=lambda scale, seeds: [])
 
@@ -32,7 +37,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def half_done(run: RunFolder, tiny_grid: list[TrialConfig], finish, begin) -> list[TrialConfig]:
     for trial, f1 in zip(tiny_grid[:5], (0.5, 0.61, 0.925, 0.4, 0.3), strict=True):
         finish(run, trial, f1)
-    begin(run, tiny_grid[5], step=30, failure=Failure(cause="OutOfMemoryError", message="no | memory <left>"))
+    begin(run, tiny_grid[5], step=30, failure=MEMORY)
     begin(run, tiny_grid[6], step=30)
     return tiny_grid
 
@@ -67,8 +72,9 @@ def test_the_report_shows_what_failed_and_what_is_missing(run: RunFolder, half_d
     assert "| instruct | 0.400 | 0.300 | failed |" in text
     assert "| reasoning | interrupted | pending | pending |" in text
     assert "Best: tiny-base (base) under hybrid supervision, 0.925." in text
-    assert r"OutOfMemoryError: no \| memory &lt;left>" in text
-    assert "trials/tiny-instruct.hybrid.seed0/attempts/1/log" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| tiny-instruct.hybrid.seed0 | out-of-memory |")]
+    assert r"| 30 | out-of-memory: no \| memory &lt;left> |" in row
+    assert "run --retry out-of-memory" in row and "`trials/tiny-instruct.hybrid.seed0/attempts/1/log`" in row
     assert "this one is ours" in text
 
 
@@ -76,7 +82,7 @@ def test_seeds_become_mean_and_spread(run: RunFolder, tiny_grid: list[TrialConfi
     seeds = [replace(tiny_grid[0], seed=seed) for seed in range(3)]
     finish(run, seeds[0], 0.50)
     finish(run, seeds[1], 0.60)
-    begin(run, seeds[2], failure=Failure(cause="E", message=""))
+    begin(run, seeds[2], failure=MEMORY)
     ((_, (cell,)),) = compare(read_states(run, seeds)).rows
     assert cell.text == "0.550 ± 0.071 (2 of 3 seeds, 1 failed)"
 
@@ -95,3 +101,36 @@ def test_cells_that_the_grid_leaves_out_are_dashes(run: RunFolder, tiny_grid: li
     text = run.report_md.read_text()
     assert "| base | pending | - |" in text and "| instruct | - | pending |" in text
     assert "Best: no trial is done yet." in text
+
+
+def broken(line: int, key: str) -> Failure:
+    traceback = f'Traceback (most recent call last):\n  File "model/train.py", line {line}, in step\n    x[key]\nKeyError: {key!r}\n'
+    return Failure(cause="code", error="KeyError", message=repr(key), traceback=traceback)
+
+
+def test_failures_of_one_origin_are_told_once(run: RunFolder, tiny_grid: list[TrialConfig], begin) -> None:
+    a, b, c, d, e, _, g, *_ = tiny_grid
+    begin(run, a, failure=broken(7, "first"))
+    begin(run, b, failure=broken(7, "second"))
+    begin(run, c, failure=broken(8, "third"))
+    for trial in (d, e):
+        message = f"0 of 8 answers; compare the chat template with `explain {trial_id(trial)}`"
+        begin(run, trial, failure=Failure(cause="canary", error="CanaryFailed", message=message))
+    begin(run, g, failure=Failure(cause="canary", error="CanaryFailed", message="no answer ends"))
+    groups = group_failures(read_states(run, tiny_grid))
+    assert [group.trials for group in groups] == [tuple(map(trial_id, some)) for some in ((a, b), (c,), (d, e), (g,))]
+    assert groups[0].where == "model/train.py:7 in step"
+
+    write_report(GRID, TINY, run, tiny_grid)
+    text = run.report_md.read_text()
+    assert text.count("Traceback") == 2 and text.count("line 7, in step") == 1
+    assert (
+        "tiny-base.regular.seed0, tiny-base.reasoning.seed0: code: KeyError: 'first' (model/train.py:7 in step)" in text
+    )
+
+    console = Console(file=io.StringIO(), width=60)
+    print_failures(read_states(run, tiny_grid), console)
+    told = console.file.getvalue()
+    assert told.count("failed:") == 4 and told.count("Traceback") == 2
+    assert "  next: see the traceback, mend the code, then run again\n" in told
+    assert f"  log: {run.trial(trial_id(a)).attempt(1).log}\n" in told

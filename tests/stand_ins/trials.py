@@ -15,7 +15,7 @@ from corpus_samples.synthetic import REF
 from data.batching import Batch
 from data.records import SupervisionMode
 from data.supervision import SupervisionConfig
-from model.checkpoints import newest_checkpoint
+from model.checkpoint_folder import newest_checkpoint
 from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, LoRAConfig, OptimConfig, TrialConfig
 from model.hooks import TrialHooks
 from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer

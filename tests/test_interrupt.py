@@ -1,0 +1,182 @@
+"""Ctrl-C on a real terminal and SIGTERM: running trials save first, nothing is left behind, and the rerun ends as if nothing had happened."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stand_ins.grids import SCRIPT, environment, grid, run_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CTRL_C = b"\x03"
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+class Terminal:
+    """The smoke grid in a pseudo-terminal of its own, whose Ctrl-C goes to the whole foreground process group as in a real one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._master, slave = pty.openpty()
+        self._before = termios.tcgetattr(slave)
+        self._text = bytearray()
+        self.process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), "--scale", "smoke"],
+            cwd=folder,
+            env=environment() | {"TERM": "xterm", "COLUMNS": "200"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_as_a_shell_does,
+        )
+        self._slave = slave  # kept open: the terminal outlives the command
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while piece := os.read(self._master, 65536):
+                self._text += piece
+
+    @property
+    def text(self) -> str:
+        return self._text.decode(errors="replace")
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def is_as_before(self) -> bool:
+        """Whether the terminal echoes and breaks lines as it did, and shows its cursor."""
+        same = termios.tcgetattr(self._slave) == self._before
+        return same and self.text.rfind(SHOW_CURSOR) >= self.text.rfind(HIDE_CURSOR)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        os.close(self._slave)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(unfinished: Path) -> Iterator[Terminal]:
+    terminal = Terminal(unfinished)
+    yield terminal
+    terminal.close()
+
+
+def _as_a_shell_does() -> None:
+    """In the new process: take the terminal, and hear Ctrl-C even where these tests run in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "it hung"
+        time.sleep(0.05)
+
+
+def statuses(folder: Path) -> dict[str, dict]:
+    """What the workers of the trials said last."""
+    return {path.parent.name: json.loads(path.read_text()) for path in run_folder(folder).glob("trials/*/status.json")}
+
+
+def trains(folder: Path) -> bool:
+    return any(status["phase"] == "training" for status in statuses(folder).values())
+
+
+def processes_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_saved_where_it_stopped(folder: Path) -> None:
+    """Every trial that trained has a whole checkpoint of its last step, and at least one trial has something left to do."""
+    run = run_folder(folder)
+    trained = 0
+    for name in statuses(folder):
+        trial = run / "trials" / name
+        steps = [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        commits = sorted((trial / "checkpoints").glob("step-*/commit.json"))
+        if commits:
+            trained += 1
+            assert json.loads(commits[-1].read_text())["step"] >= max(steps), f"{name}: steps were lost"
+    assert trained and len(list(run.glob("trials/*/result.json"))) < 2
+    assert not list(run.glob("trials/*/attempts/*/failure.json")), "a stop is no failure"
+
+
+def test_ctrl_c_saves_and_the_rerun_ends_as_the_undisturbed_run(
+    smoke: Path, unfinished: Path, terminal: Terminal
+) -> None:
+    wait_until(lambda: trains(unfinished), terminal.process)
+    children = processes_of(terminal.process)
+    terminal.press(CTRL_C)
+    begun = time.monotonic()
+    assert terminal.process.wait(timeout=60) == 3
+    print(f"one Ctrl-C: {time.monotonic() - begun:.1f} s")
+    assert "stopping: every trial saves a checkpoint first" in terminal.text
+    assert "to resume: python" in terminal.text and "Traceback" not in terminal.text
+    assert terminal.is_as_before()
+    assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
+    assert_saved_where_it_stopped(unfinished)
+    assert (run_folder(unfinished) / "report.md").exists()
+
+    done = grid("--scale", "smoke", cwd=unfinished)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (run_folder(unfinished) / "results.csv").read_bytes() == (run_folder(smoke) / "results.csv").read_bytes()
+
+
+def test_ctrl_c_twice_ends_at_once(unfinished: Path, terminal: Terminal) -> None:
+    wait_until(lambda: trains(unfinished), terminal.process)
+    children = processes_of(terminal.process)
+    terminal.press(CTRL_C)
+    time.sleep(0.1)
+    terminal.press(CTRL_C)
+    begun = time.monotonic()
+    assert terminal.process.wait(timeout=15) == 3
+    print(f"two Ctrl-C: {time.monotonic() - begun:.1f} s")
+    assert "to resume: python" in terminal.text and terminal.is_as_before()
+    assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
+    status = grid("status", "--scale", "smoke", cwd=unfinished)
+    assert status.returncode == 0 and "interrupted" in status.stdout and "nobody is at work" in status.stdout
+
+
+def test_ctrl_c_before_trials_run_ends_at_once(unfinished: Path, terminal: Terminal) -> None:
+    wait_until(lambda: "starting Ray" in terminal.text, terminal.process)
+    terminal.press(CTRL_C)
+    assert terminal.process.wait(timeout=30) == 3
+    assert "to resume: python" in terminal.text and terminal.is_as_before()
+    assert not (run_folder(unfinished) / "stop.json").exists()
+
+
+def test_sigterm_saves_too(unfinished: Path) -> None:
+    """What a batch system sends to the process that it started."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--scale", "smoke"],
+        cwd=unfinished,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_until(lambda: trains(unfinished), process)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, out[-3000:]
+    assert "stopping: every trial saves a checkpoint first" in out and "to resume: python" in out
+    assert_saved_where_it_stopped(unfinished)
