@@ -65,6 +65,7 @@ class ExportedModel:
             split=split,
             max_new_tokens=config.evaluation.max_new_tokens(mode),
             batch_size=batch_size,
+            constrained=config.evaluation.constrained,
             on_progress=on_progress,
         )
 

@@ -131,6 +131,7 @@ def score_checkpoint(
         split="test",
         max_new_tokens=config.evaluation.max_new_tokens(mode),
         batch_size=execution.evaluation_batch_size,
+        constrained=config.evaluation.constrained,
     )
     return score(predictions)
 

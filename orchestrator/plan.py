@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from data.atomic import read_sealed_json, write_sealed_json
 from data.records import SPLITS, Split
 from model.configs import TrialConfig
 from orchestrator.alignments import alignment_folder, read_alignments
-from orchestrator.capacity import Capacity, plan_capacity
+from orchestrator.capacity import Capacity, plan_capacities
 from orchestrator.capacity_report import capacity_to_json, print_capacities
 from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
@@ -158,16 +158,10 @@ def make_plan(
 
 
 def _capacities(scale: Scale, trials: Sequence[TrialConfig], hardware: Hardware) -> dict[str, Capacity]:
-    """What each trial needs of that GPU type. Seeds need the same, so they are computed once."""
+    """What each trial needs of that GPU type."""
     examples: dict[Split, int] = {split: scale.corpus.count(split) for split in SPLITS}
-    known: dict[TrialConfig, Capacity] = {}
-    capacities = {}
-    for trial in trials:
-        seedless = replace(trial, seed=0)
-        if seedless not in known:
-            known[seedless] = plan_capacity(seedless, scale.execution, hardware, examples=examples)
-        capacities[trial_id(trial)] = known[seedless]
-    return capacities
+    found = plan_capacities(trials, scale.execution, hardware, examples=examples)
+    return {trial_id(trial): capacity for trial, capacity in found.items()}
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -247,7 +241,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(_alignments_table(plan))
     console.print(trials_table(plan.states, {state.id: plan.action(state) for state in plan.states}))
     if plan.capacities:
-        print_capacities(plan.capacities, console)
+        aligned = [name for name in plan.alignments if plan.alignment_action(name) == "skip"]
+        print_capacities(plan.capacities, console, aligned=aligned)
     actions = Counter(plan.action(state) for state in plan.states)
     parts = [f"{count} to {action}" for action, count in actions.items() if action not in ("skip", "leave", "blocked")]
     parts += [f"{actions['skip']} done"] * bool(actions["skip"])

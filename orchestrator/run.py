@@ -17,7 +17,7 @@ from rich.markup import escape
 from data.callcentre.synthesize import open_finished
 from data.manifest import Corpus, open_corpus
 from model.configs import EncoderConfig, Execution, TrialConfig
-from orchestrator.capacity import Capacity
+from orchestrator.capacity import Capacity, spread
 from orchestrator.corpora import ImportedCorpus, corpus_folder
 from orchestrator.disk import check_room, tell_if_full
 from orchestrator.experiment import Experiment
@@ -148,12 +148,13 @@ def _train(
 
     def execution_of(trial: TrialConfig) -> Execution:
         capacity = capacities.get(trial_id(trial))
-        return capacity.execution if capacity else scale.execution
+        execution = capacity.execution if capacity else scale.execution
+        return spread(execution, waiting=len(to_run), gpus=int(cluster.gpus))
 
     console.print("starting Ray ...")
     with open_ray(use_gpu=scale.execution.use_gpu) as cluster:
         stopping.listen()
-        widest = max((execution_of(trial) for trial in to_run), key=lambda execution: execution.workers)
+        widest = max((execution_of(trial) for trial in to_run), key=lambda e: e.workers / e.trials_per_gpu)
         concurrent = concurrent_trials(cluster, widest)
         if scale.max_concurrent:
             concurrent = min(concurrent, scale.max_concurrent)

@@ -20,6 +20,7 @@ HOMES = {
     "whisper": ("model/encoder.py", "model/whisper_weights.py"),
     "peft": ("model/speech_llm.py", "benchmarks/training_models.py"),  # the second builds the loop we are compared with
     "deepspeed": ("model/train.py", "model/checkpoints.py"),
+    "xgrammar": ("model/constrained.py",),
     "ray": ("orchestrator/",),
     "mlflow": ("orchestrator/",),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data.atomic import write_json
+from data.atomic import write_sealed_json
 from model.configs import TrialConfig
 from orchestrator.attempts import open_attempt, read_record
 from orchestrator.doctor import Ailment, Repair, examination_to_json, examine, print_examination, repair
@@ -106,7 +106,7 @@ def test_nothing_is_looked_at_while_a_driver_is_at_work(run, mirrored, look, men
 
 def test_what_a_kill_leaves_in_the_folder_is_found_and_put_in_order(run, trials, folder, mirrored, look, mend):
     holder = Holder(pid=dead_process(), host=socket.gethostname(), token="t", since=1.0, heartbeat=2.0)
-    write_json(run.lease, asdict(holder))
+    write_sealed_json(run.lease, asdict(holder))
     (run.path / "ray" / "session").mkdir(parents=True)
     (folder.path / ".status.json.ab12_xyz").write_text("{")
     (folder.checkpoints / ".writing-0123").mkdir(parents=True)
