@@ -42,7 +42,15 @@ class Round:
         self._server_back: float | None = None  # when a killed MLflow server is started again
 
     def play(self) -> None:
-        """From nothing to the checked end."""
+        """From nothing to the checked end. Whatever ends it early, Ctrl-C above all, leaves no process behind."""
+        try:
+            self._play()
+        except BaseException:
+            for session in self._sessions:
+                session.kill()
+            raise
+
+    def _play(self) -> None:
         chaos = self._chaos
         if self._number % _FRESH_DATA_EVERY:
             shutil.copytree(chaos.reference.root / "prepared", self._store.root / "prepared")

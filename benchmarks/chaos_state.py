@@ -98,7 +98,10 @@ def run_reference(chaos: Chaos) -> float:
     """The undisturbed run; returns its seconds. Raises RuntimeError when it does not end well by itself."""
     store = chaos.reference
     session = Session(grid_command(store, chaos.server), cwd=chaos.folder, log=chaos.folder / "reference.log")
-    if session.wait(1800) != 0:
+    try:
+        code = session.wait(1800)
+    finally:
         session.kill()
-        raise RuntimeError(f"the undisturbed run ended with exit code {session.returncode}; see {session.log}")
+    if code != 0:
+        raise RuntimeError(f"the undisturbed run ended with exit code {code}; see {session.log}")
     return time.monotonic() - session.started

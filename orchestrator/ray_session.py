@@ -120,6 +120,9 @@ def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
     environment = worker_environment(use_gpu=use_gpu)
     if local:
         environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor per trial, and nobody preempts our own Ray
+        environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = (
+            "10"  # a killed GCS does not come back here; the default waits 60 s
+        )
         # Read when ray is imported. Without it Ray turns the loopback address that we give it into the machine's own and listens to the network.
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     with _environment(_HEAD_ENVIRONMENT | environment):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from model.configs import Execution
 from orchestrator.ray_session import Cluster
+from orchestrator.reclaim import reclaiming
 from orchestrator.trial_driver import TrialOrder, drive_trial
 
 WAITING_TRIALS = 1
@@ -65,7 +66,8 @@ def run_trials(orders: Sequence[TrialOrder], *, concurrent: int, storage: Path) 
         ),
     )
     try:
-        tuner.fit()
+        with reclaiming():
+            tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
