@@ -33,7 +33,8 @@ from data.records import (
 )
 from data.rendering import EMPTY_THINKING, RenderedExample, answer_end, render, render_prompt
 from data.supervision import AUDIO_MARKER, MODE_TOKENS, SupervisionConfig, supervise
-from model.foundations import CARDS, TINY_FOLDER
+from model.foundations import CARDS, FOUNDATIONS, TINY_FOLDER
+from stand_ins.families import FAMILIES
 from stand_ins.hub import KINDS, write_stand_in
 
 GOLDEN = Path(__file__).parent / "renderings"
@@ -42,6 +43,8 @@ REGISTERED = {  # stand-in -> a foundation of the registry that behaves like it
     "llama-3.1": "llama-3.1-8b",
     "llama-3.1-instruct": "llama-3.1-8b-instruct",
     "r1": "r1-distill-llama-8b",
+    "r1-qwen": "r1-distill-qwen-1.5b",
+    "smollm2": "smollm2-135m",
     "smollm2-instruct": "smollm2-135m-instruct",
 }
 SMOLLM2_TEMPLATE = (
@@ -183,6 +186,29 @@ def added_tokens(tokenizer, ids) -> Counter:
     return Counter(tokenizer.convert_ids_to_tokens(i) for i in ids if i in tokenizer.added_tokens_decoder)
 
 
+def test_every_family_of_the_registry_has_a_golden_file() -> None:
+    """Of each family, every kind: a new row in the registry needs a stand-in, a line in `REGISTERED` and a file."""
+    registered = {(foundation.family, foundation.kind) for foundation in FOUNDATIONS.values()}
+    assert registered == {(FOUNDATIONS[name].family, FOUNDATIONS[name].kind) for name in [*REGISTERED.values(), *TINY]}
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {*REGISTERED, *TINY}
+    for name, kind in KINDS.items():
+        card = CARDS[REGISTERED[name]]
+        assert (kind, FAMILIES[name].model_type) == (card.foundation.kind, card.architecture.model_type)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_text_is_cut_as_the_tokenizers_own_file_says(tokenizers, name: str) -> None:
+    """transformers picks a class by the names in two config files, and some classes replace what tokenizer.json declares: SentencePiece's
+    spaces for a `LlamaTokenizer`, `<|endoftext|>` added to a vocabulary that has none."""
+    from tokenizers import Tokenizer
+
+    tokenizer, _ = tokenizers[name]
+    written = Tokenizer.from_file(str(Path(tokenizer.name_or_path) / "tokenizer.json"))
+    text = 'the caller says: "12.50 pounds, ５０ or 7"\n\n### answer\n{"date": ["cafe\u0301", "3rd"]}'
+    assert tokenizer(text)["input_ids"] == written.encode(text).ids
+    assert tokenizer.get_vocab() == written.get_vocab()
+
+
 @pytest.mark.parametrize("name", REGISTERED)
 def test_every_family_is_rendered_as_the_golden_file_says(tokenizers, name: str) -> None:
     tokenizer, kind = tokenizers[name]
@@ -197,8 +223,9 @@ def test_no_family_sees_two_beginnings_of_a_text_or_of_a_thought(tokenizers, nam
     seen = added_tokens(tokenizer, rendered.prefix + rendered.suffix)
     if name.startswith(("llama", "r1")):
         assert tokenizer("words")["input_ids"][0] == tokenizer.bos_token_id, "the stand-in no longer adds one itself"
+    if name.startswith(("llama", "r1")) or name == "smollm2":
         assert rendered.prefix[0] == tokenizer.bos_token_id and seen[tokenizer.bos_token] == 1
-    closed = 1 if mode == "direct" and name in ("qwen3", "r1") else 0
+    closed = 1 if mode == "direct" and name in ("qwen3", "r1", "r1-qwen") else 0
     assert (seen["<think>"], seen["</think>"]) == (closed, closed)
     assert tokenizer.decode(rendered.suffix).endswith(EMPTY_THINKING) == bool(closed)
     assert "<think>" not in tokenizer.decode(rendered.target)

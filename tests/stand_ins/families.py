@@ -1,10 +1,11 @@
 """What tells the paper's foundation families apart on the hub: special tokens, chat template, end tokens, dimensions' names.
 
-Written anew after the published configurations (Qwen3: Apache-2.0, DeepSeek-R1-Distill-Llama: MIT, Llama 3.1: community licence): the templates
-render what the families' own render for system, user and assistant messages; tools are left out.
+Written anew after the published configurations (Qwen3 and SmolLM2: Apache-2.0, DeepSeek-R1-Distill: MIT, Llama 3.1: community licence): the
+templates render what the families' own render for system, user and assistant messages; tools are left out.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 QWEN3_TEMPLATE = """\
 {%- set ns = namespace(query=messages | length - 1) -%}
@@ -65,7 +66,7 @@ class Family:
 
     model_type: str
     tokenizer_class: str
-    words: str  # the regular expression that cuts text before byte-pair merges
+    words: str | None  # the regular expression that cuts text before byte-pair merges; None: each digit, then GPT-2's
     special_tokens: tuple[str, ...]  # in the order of their ids, after the merged vocabulary
     plain_tokens: tuple[str, ...] = ()  # added tokens that count as text (the hub's "special": false)
     bos_token: str | None
@@ -75,6 +76,7 @@ class Family:
     chat_template: str | None
     end_tokens: tuple[str, ...]  # of generation_config.json
     sampling: dict[str, float] = field(default_factory=dict)  # of generation_config.json
+    settings: dict[str, Any] = field(default_factory=dict)  # more lines of tokenizer_config.json
     tied: bool = False
 
 
@@ -142,5 +144,34 @@ FAMILIES: dict[str, Family] = {
         chat_template=R1_TEMPLATE,
         end_tokens=("<｜end▁of▁sentence｜>",),
         sampling={"temperature": 0.6, "top_p": 0.95},
+    ),
+    "r1-qwen": Family(  # Qwen2.5's vocabulary with new names for seven of its control tokens; here the roles count as text
+        model_type="qwen2",
+        tokenizer_class="LlamaTokenizerFast",
+        words=QWEN_WORDS,
+        special_tokens=("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
+        plain_tokens=("<｜User｜>", "<｜Assistant｜>", "<|EOT|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+        bos_token="<｜begin▁of▁sentence｜>",
+        eos_token="<｜end▁of▁sentence｜>",
+        pad_token="<｜end▁of▁sentence｜>",
+        begins=True,
+        chat_template=R1_TEMPLATE,
+        end_tokens=("<｜end▁of▁sentence｜>",),
+        sampling={"temperature": 0.6, "top_p": 0.95},
+        settings={"add_bos_token": True, "add_eos_token": False, "unk_token": None},
+    ),
+    "smollm2": Family(
+        model_type="llama",
+        tokenizer_class="GPT2Tokenizer",
+        words=None,
+        special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token=None,
+        begins=False,
+        chat_template=None,
+        end_tokens=("<|endoftext|>",),
+        settings={"add_prefix_space": False, "unk_token": "<|endoftext|>"},
+        tied=True,
     ),
 }

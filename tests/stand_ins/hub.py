@@ -16,6 +16,8 @@ KINDS: dict[str, FoundationKind] = {
     "llama-3.1": "base",
     "llama-3.1-instruct": "instruct",
     "r1": "reasoning",
+    "r1-qwen": "reasoning",
+    "smollm2": "base",
 }
 VOCABULARY = 2048
 MERGES = 700
@@ -30,7 +32,7 @@ SENTENCES = (
 
 
 def write_stand_in(folder: Path, family: str, *, seed: int = 0) -> Foundation:
-    """Write the checkpoint of "qwen3", "llama-3.1", "llama-3.1-instruct" or "r1" into `folder` and name it as a grid would."""
+    """Write the checkpoint of one of `KINDS` into `folder` and name it as a grid would."""
     published = FAMILIES[family]
     folder.mkdir(parents=True, exist_ok=True)
     ids = _write_tokenizer(folder, published)
@@ -59,13 +61,14 @@ def _write_tokenizer(folder: Path, family: Family) -> dict[str, int]:
     )
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    if family.model_type == "qwen3":
+    if family.model_type.startswith("qwen"):
         tokenizer.normalizer = normalizers.NFC()
+    if family.words is None:
+        first: pre_tokenizers.PreTokenizer = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        first = pre_tokenizers.Split(Regex(family.words), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(family.words), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family.words is None)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -106,7 +109,8 @@ def _write_tokenizer(folder: Path, family: Family) -> dict[str, int]:
     }
     if family.chat_template:
         settings["chat_template"] = family.chat_template
-    _write_json(folder / "tokenizer_config.json", {key: value for key, value in settings.items() if value is not None})
+    named = {key: value for key, value in settings.items() if value is not None}
+    _write_json(folder / "tokenizer_config.json", named | family.settings)
     return ids
 
 
