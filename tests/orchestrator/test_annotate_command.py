@@ -133,7 +133,7 @@ def test_a_traceback_for_developers_does_not_hold_the_key(
 
 
 def test_ctrl_c_waits_for_the_answers_on_their_way_and_tells_how_to_resume(tmp_path: Path) -> None:
-    write_text_corpus(tmp_path, 60)
+    write_text_corpus(tmp_path, 300)  # half a minute's work: also where this process gets little time
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
     with running_server(Faults(working_s=0.3)) as server:
         command = ["data", "annotate", str(tmp_path), "--base-url", server.url, "--yes", "--concurrency", "4"]
