@@ -2,8 +2,8 @@
 
 Builds the foundation's architecture with random weights (nothing is downloaded) in a process of its own for each case, trains on batches of several
 sizes, and prints what the step took beside what `orchestrator.memory` says, part by part. On a GPU the peak is CUDA's; elsewhere it is the resident
-set of the process (Linux), less what its libraries took before the model was built; there bf16 shows more than a GPU would need, because torch's
-CPU product copies the head once for each row.
+set of the process (Linux), less what its libraries took before the model was built; there the plan in bf16 has a part that a GPU's has not, the
+copies of the head (`orchestrator.memory`).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Measured:
 
 
 def planned(case: Case, shape: BatchShape) -> MemoryUse:
-    """What the planner says of one worker without ZeRO."""
+    """What the planner says of one worker without ZeRO, on this machine."""
     hidden = case.architecture.hidden_size
     return training_memory(
         case.architecture,
         LORA,
         ADAPTER,
-        Execution(gradient_checkpointing=case.gradient_checkpointing),
+        Execution(gradient_checkpointing=case.gradient_checkpointing, use_gpu=_device() == "cuda"),
         shape,
         trainable=lora_parameters(case.architecture, LORA)
         + adapter_parameters(ADAPTER, encoder_width=WIDTH, hidden_size=hidden),

@@ -101,7 +101,7 @@ def activation_parts(
     adapter's (per audio embedding two copies of the stacked states, two hidden vectors before and after GELU, two outputs, all in fp32).
     On top comes the wider of two moments. The loss: 12 V per row and target column, three fp32 tensors (log-probabilities, the gradient for them
     and the gradient for the logits). One block's backward pass: 3 p I + 4 p D per token of gradients; with checkpointing also what the block keeps,
-    computed anew.
+    computed anew. In bf16 on a CPU a third moment can be wider, the head's product: `_head_copies`.
     """
     a, p = architecture, BYTES[precision]
     tokens = shape.rows * shape.columns
@@ -113,7 +113,18 @@ def activation_parts(
     base = tokens * (a.num_hidden_layers * kept + 4 * a.hidden_size + 4) + heard
     backward = tokens * (recomputed + 3 * p * a.intermediate_size + 4 * p * a.hidden_size)
     logits = shape.rows * (shape.target_columns + 1) * 12 * a.vocab_size
+    if precision == "bf16" and not execution.use_gpu:
+        logits = max(logits, _head_copies(a, shape))
     return {"activations": base + max(0, backward - logits), "logits": logits}
+
+
+def _head_copies(architecture: Architecture, shape: BatchShape) -> int:
+    """The head's product in bf16 on a CPU: a copy of the head for each row, 2 V D, beside the row's logits, 2 V per target column.
+
+    The head sees the last columns of each row, a slice that is no one matrix, so torch (`matmul`) takes a batched product with the head repeated by
+    a stride of 0, and oneDNN's product (`mkldnn_matmul`, CPUs with AVX-512) writes the repetition out. cuBLAS and the fp32 product read it in place.
+    """
+    return shape.rows * 2 * architecture.vocab_size * (architecture.hidden_size + shape.target_columns + 1)
 
 
 def resident_parts(*, frozen: int, trainable: int, execution: Execution, precision: Precision) -> dict[str, int]:
