@@ -19,7 +19,7 @@ from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
 from orchestrator.failures import CAUSES
 from orchestrator.grid import AXES, check_trials, select_trials
-from orchestrator.hardware import HARDWARE, find_hardware, hardware_here
+from orchestrator.hardware import HARDWARE, Hardware, find_hardware, gpu_query, one_type
 from orchestrator.layout import DEFAULT_STORE, open_store, public_uri
 from orchestrator.plan import planned_seeds
 from orchestrator.scales import AUTO, SCALES, choose_scale
@@ -27,6 +27,7 @@ from orchestrator.terminal import open_console
 from orchestrator.verbs import EXIT_ERROR, EXIT_INTERRUPTED, VERBS, Request
 
 _DEBUG = "SLOTGRID_DEBUG"
+_PLANNING = ("plan", "run")
 _USERS_OS_ERRORS = {
     errno.ENOSPC: "free some space and run the same command again, it goes on where it stopped",
     errno.EDQUOT: "free some of your quota and run the same command again, it goes on where it stopped",
@@ -70,6 +71,17 @@ def report_error(error: ValueError | OSError) -> int:
     return EXIT_ERROR
 
 
+def _hardware(named: str | None) -> Hardware | None:
+    """The GPU type to plan for: the one that is named, else that of the cluster that RAY_ADDRESS names, else this machine's."""
+    if named:
+        return find_hardware(named)
+    if (address := os.environ.get("RAY_ADDRESS", "").strip()) not in ("", "local"):
+        from orchestrator.ray_session import cluster_accelerators
+
+        return one_type(cluster_accelerators(address))
+    return one_type(gpu_query("name"))
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse that leaves the telling of errors to `main`."""
 
@@ -106,7 +118,8 @@ def _parser(experiment: Experiment) -> OneLineParser:
     parser.add_argument(
         "--hardware",
         metavar="TYPE",
-        help=f"plan memory and time for this type of GPU: {', '.join(HARDWARE)} (default: the GPUs of this machine, where the scale uses GPUs)",
+        help=f"plan memory and time for this type of GPU: {', '.join(HARDWARE)} "
+        "(default: the GPUs of the cluster at RAY_ADDRESS, else of this machine)",
     )
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="AXIS=VALUE", help=only)
     parser.add_argument(
@@ -169,11 +182,7 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
         tracking_uri=options.tracking_uri,
         rerun_stale=options.rerun_stale,
         json=options.json,
-        hardware=find_hardware(options.hardware)
-        if options.hardware
-        else hardware_here()
-        if scale.execution.use_gpu
-        else None,
+        hardware=_hardware(options.hardware) if scale.execution.use_gpu and options.verb in _PLANNING else None,
         again=("python", sys.argv[0], *_given(options, parser)),
         console=open_console(file=sys.stderr if options.json else None),
         explained=options.trial,

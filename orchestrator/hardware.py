@@ -6,6 +6,7 @@ Memory is what the driver reports for the card, a little less than its name says
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.configs import Precision
@@ -69,14 +70,17 @@ def gpu_query(field: str) -> list[str]:
     return [line.strip() for line in answer.splitlines() if line.strip()]
 
 
-def hardware_here() -> Hardware | None:
-    """The type of this machine's GPUs; None without one, with several types, and for a type that is not in the list."""
-    found = {hardware_called(name) for name in gpu_query("name")}
+def one_type(names: Iterable[str]) -> Hardware | None:
+    """The one type that GPUs of these names are; None without any, with several types, and for a type that is not in the list."""
+    found = {hardware_called(name) for name in names}
     return found.pop() if len(found) == 1 else None
 
 
 def hardware_called(driver_name: str) -> Hardware | None:
-    """A GPU as its driver calls it ("NVIDIA A100-SXM4-80GB"); None when no type has its letters, or two have (an A100 that does not say its size)."""
+    """A GPU as its driver calls it ("NVIDIA A100-SXM4-80GB") or Ray ("H100").
+
+    None when no type has its letters, or two have (an A100 that does not say its size).
+    """
     name = driver_name.lower().replace(" ", "")
     models = [hardware for hardware in HARDWARE.values() if hardware.name.split("-")[0] in name]
     sized = [hardware for hardware in models if f"{hardware.name.split('-')[1].removesuffix('g')}gb" in name]

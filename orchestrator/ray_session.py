@@ -22,6 +22,8 @@ _LONGEST_SESSION_ROOT = (
     40  # characters; Ray's sockets lie 60 characters below it and the kernel's limit for a socket path is 107
 )
 _ANSWERS_WITHIN_S = 5.0
+_ACCELERATOR = "accelerator_type:"
+"""Ray gives every node with GPUs one of a resource that is named after their type."""
 _UNSET = "unset RAY_ADDRESS to run on this machine alone"
 _OBJECT_STORE_BYTES = 256 * 1024**2  # data travel through files; only task arguments and results pass through Ray
 
@@ -177,6 +179,19 @@ def _attach(address: str, environment: Mapping[str, str]) -> None:
         )
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}; {_UNSET}") from error
+
+
+def cluster_accelerators(address: str) -> list[str]:
+    """The types of GPU of the cluster at `address`, as Ray names them ("H100", "A100"). Raises ValueError when it does not answer."""
+    with _environment(_HEAD_ENVIRONMENT | _QUIET_ENVIRONMENT):
+        import ray
+
+        _attach(address, {})
+        try:
+            resources = ray.cluster_resources()
+        finally:
+            ray.shutdown()
+    return [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
 
 
 def _check_answers(address: str) -> None:

@@ -206,6 +206,8 @@ def test_a_cell_that_does_not_fit_is_refused_before_anything_starts(store: Store
         ("NVIDIA A10G", "a10g-24g"),
         ("NVIDIA H200", "h200-141g"),
         ("Tesla T4", None),
+        ("H100", "h100-80g"),
+        ("A100", None),  # Ray does not say how large
     ],
 )
 def test_a_gpu_is_known_by_what_its_driver_calls_it(driver: str, name: str | None) -> None:

@@ -1,12 +1,17 @@
 """Opening Ray: our own by default, a named one only when it answers, never a stranger's; and the executor on top of it."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.ray_executor import RayExecutor
 from orchestrator.ray_session import _cgroup_quota, _new_session_folder, open_ray, usable_cpus
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_containers_cpu_quota_is_respected(tmp_path: Path):
@@ -60,3 +65,30 @@ def test_our_own_ray_runs_tasks_one_thread_each_and_leaves_nothing(monkeypatch: 
     assert not session.exists()
     assert not ray.is_initialized()
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+CLUSTER = """
+import os, ray
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+ray.init(address="local", num_cpus=1, num_gpus=4, resources={"accelerator_type:H100": 1}, include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_a_plan_is_made_for_the_gpus_of_the_cluster_that_is_named(tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, **pipes) as cluster:
+        assert cluster.stdin and cluster.stdout
+        address = cluster.stdout.readline().strip()
+        plan = [sys.executable, "experiments/grid.py", "plan", "--scale", "small", "--store", str(tmp_path), "--json"]
+        done = subprocess.run(
+            plan, cwd=ROOT, env=environment | {"RAY_ADDRESS": address}, capture_output=True, text=True
+        )
+        cluster.stdin.close()
+    assert done.returncode == 0, done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    assert {trial["capacity"]["hardware"] for trial in trials} == {"h100-80g"}, done.stderr
