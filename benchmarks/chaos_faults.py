@@ -178,9 +178,15 @@ class Damaged:
     metrics: bool  # a row that is gone is trained again, from whatever checkpoint lies before it
 
 
+def _heals(path: Path) -> bool:
+    """Not the metrics of a trial that is done: they are named with a remedy, the trial is not trained again by itself."""
+    done = path.name == "metrics.jsonl" and path.with_name("result.json").exists()
+    return path.stat().st_size > 0 and not done
+
+
 def damage_a_file(run: RunFolder, looks: Mapping[str, Look], rng: random.Random) -> Damaged | None:
     """Damage one of a trial's files that the next run must heal. None when there is none yet."""
-    kinds = {kind: [path for path in sorted(run.trials.glob(f"*/{kind}")) if path.stat().st_size] for kind in HEALED}
+    kinds = {kind: [path for path in sorted(run.trials.glob(f"*/{kind}")) if _heals(path)] for kind in HEALED}
     kinds = {kind: files for kind, files in kinds.items() if files}
     if not kinds:
         return None
