@@ -337,7 +337,10 @@ def test_a_server_that_is_killed_while_it_is_written_to_has_everything_in_the_en
 
 @pytest.mark.slow
 def test_training_does_not_wait_for_a_dead_tracker(store, tiny_grid, begin, build, folder_of, hanging_uri, monkeypatch):
-    """The same work with and without a mirror in the same process, which is more than a trial's process ever sees, in turns."""
+    """The same second of work with and without a mirror in the same process, which is more than a trial's process ever sees, in turns.
+
+    To wait once for a tracker that hangs would take ten. On a quiet machine the ratio is within 1 % of 1; other work on its cores blurs it.
+    """
     monkeypatch.setattr("orchestrator.tracking.PASS_EVERY_S", 0.05)
     monkeypatch.setattr("orchestrator.tracking.RETRY_EVERY_S", 0.05)
     trial, folder = tiny_grid[0], folder_of(tiny_grid[0])
@@ -361,7 +364,7 @@ def test_training_does_not_wait_for_a_dead_tracker(store, tiny_grid, begin, buil
             mirrored.append(train())
             mirror.finish("KILLED", patience_s=0.1)
         print(f"{uri}: {min(mirrored) / min(alone):.3f} times as long")
-        assert min(mirrored) < 1.05 * min(alone)
+        assert min(mirrored) < 1.5 * min(alone)
 
 
 def test_where_to_mirror_to(store: Store, monkeypatch: pytest.MonkeyPatch):
