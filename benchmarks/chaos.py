@@ -3,13 +3,15 @@
 An undisturbed smoke run is the reference. Then the same grid runs under a seeded schedule of kills (worker, trial driver, Train controller, head
 script, raylet, gcs_server, all at once, MLflow server) and other faults (damaged files, clock jumps, a second driver), is started again by the same
 command whenever it ended badly, and another round begins whenever one is done, until there were enough kills. `benchmarks/README.md` says what is
-checked. Exit codes: 0 all promises kept; 1 one was broken (the folder is kept); 2 it could not be measured.
+checked. Ctrl-C ends it after the round at hand, with all that was measured until then; a second one at once.
+Exit codes: 0 all promises kept; 1 one was broken (the folder is kept); 2 it could not be measured.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -66,16 +68,33 @@ def run_chaos(
         on_event("the undisturbed run")
         reference_s = run_reference(chaos)
         rounds = 0
-        while chaos.killed < kills:
-            rounds += 1
-            Round(chaos, rounds).play()
+        with _ended_by_interrupt(chaos):
+            while chaos.killed < chaos.kills:
+                rounds += 1
+                Round(chaos, rounds).play()
         server.wait()
         if (parents := count_parents(server.uri, EXPERIMENT)) != rounds + 1:
             chaos.breach(f"MLflow: {parents} grids instead of {rounds + 1}")
-    return _document(chaos, began=began, rounds=rounds, reference_s=reference_s, seed=seed)
+    return _document(chaos, asked=kills, began=began, rounds=rounds, reference_s=reference_s, seed=seed)
 
 
-def _document(chaos: Chaos, *, began: float, rounds: int, reference_s: float, seed: int) -> dict[str, Any]:
+@contextmanager
+def _ended_by_interrupt(chaos: Chaos) -> Iterator[None]:
+    """The first SIGINT strikes nothing more, so that the round at hand is the last; the next one raises KeyboardInterrupt."""
+
+    def on_interrupt(*_: object) -> None:
+        chaos.strike_no_more()
+        chaos.on_event(f"interrupted after {chaos.killed} kills: this round is the last; again: at once")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _document(chaos: Chaos, *, asked: int, began: float, rounds: int, reference_s: float, seed: int) -> dict[str, Any]:
     strikes = [_row(strike, began) for strike in chaos.strikes]
     recovered = [row["recovered_s"] for row in strikes if row["recovered_s"] is not None and row["victim"] != "mlflow"]
     redone = [loss.redone for loss in chaos.losses]
@@ -83,7 +102,7 @@ def _document(chaos: Chaos, *, began: float, rounds: int, reference_s: float, se
         "benchmark": "chaos",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "settings": {
-            "kills": chaos.kills,
+            "kills": asked,
             "seed": seed,
             "steps": SMOKE.budget.steps,
             "checkpoint_every": SMOKE.execution.checkpoint_every,
@@ -101,6 +120,7 @@ def _document(chaos: Chaos, *, began: float, rounds: int, reference_s: float, se
             "steps_redone_most": max(redone, default=0),
             "recovery_s_median": round(statistics.median(recovered), 1) if recovered else None,
             "recovery_s_most": max(recovered, default=None),
+            "silence_s_most": round(chaos.silence_s_most, 1),
             "mlflow_points": chaos.mirror.points,
             "mlflow_lost": len(chaos.mirror.lost),
             "mlflow_doubled": len(chaos.mirror.doubled),

@@ -87,8 +87,10 @@ class Round:
         while (code := session.returncode) is None:
             self._look()
             self._strike_when_due(session)
-            if time.monotonic() - self._alive > chaos.hang_s:
-                chaos.breach(f"round {self._number}: no sign of life for {chaos.hang_s:.0f} s; {self._last_words()}")
+            silence = time.monotonic() - self._alive
+            chaos.silence_s_most = max(chaos.silence_s_most, silence)
+            if silence > chaos.hang_s:
+                chaos.breach(f"round {self._number}: no sign of life for {silence:.0f} s; {self._last_words()}")
                 session.kill()
             pending = chaos.pending
             time.sleep(0.005 if pending and pending.moment == "saving" else _LOOK_EVERY_S)

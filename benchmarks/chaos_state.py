@@ -70,6 +70,7 @@ class Chaos:
     mirror: MirrorCheck = field(default_factory=MirrorCheck)
     mirrored_late: int = 0  # rounds whose mirror was whole only after the same command was run once more
     starts: int = 0
+    silence_s_most: float = 0.0  # the longest that a run showed no sign of life
     pending: Fault | None = None
 
     @property
@@ -87,6 +88,10 @@ class Chaos:
         if self.pending is None and self.killed < self.kills:
             self.pending = next(self.faults)
         return self.pending
+
+    def strike_no_more(self) -> None:
+        """As if there had been enough kills."""
+        self.kills, self.pending = self.killed, None
 
     def breach(self, line: str) -> None:
         """Note a broken promise."""
