@@ -1,17 +1,15 @@
-"""Metric rows <-> the lines of `metrics.jsonl`, each with its own checksum: a changed byte costs one row, and is noticed.
+"""Metric rows <-> the lines of `metrics.jsonl`, each with its own checksum (`data.checked_lines`).
 
-    {"step": 10, "time": 1718000000000, "metrics": {"train/loss": 1.5}, "crc32": "8d3a1b0c"}
-
-The checksum is that of the line's text before it, so a line is checked before it is parsed.
+{"step": 10, "time": 1718000000000, "metrics": {"train/loss": 1.5}, "crc32": "8d3a1b0c"}
 """
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.checked_lines import checked_line, parse_checked_line
 
 LOG_EVERY = 10
 """Optimizer steps between two rows of training."""
@@ -46,16 +44,13 @@ def is_logged(step: int, *, steps: int) -> bool:
 
 def metric_line(row: MetricRow) -> str:
     """The row as a line, with its line feed."""
-    text = json.dumps({"step": row.step, "time": row.time, "metrics": dict(row.metrics)})[:-1]
-    return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+    return checked_line({"step": row.step, "time": row.time, "metrics": dict(row.metrics)})
 
 
 def parse_metric_line(line: bytes) -> MetricRow | None:
     """The row of a line, without its line feed or with it; None when any byte of it was changed."""
-    text, _, checksum = line.removesuffix(b"\n").rpartition(b', "crc32": ')
-    if not text or checksum != b'"%08x"}' % zlib.crc32(text):
-        return None
-    return MetricRow(**json.loads(text + b"}"))
+    row = parse_checked_line(line)
+    return MetricRow(**row) if row is not None else None
 
 
 def read_metrics(path: Path) -> MetricsFile:

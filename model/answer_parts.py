@@ -7,10 +7,8 @@ their sha256 and the model: predictions without it, or that differ from it, are 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from data.atomic import (
     write_jsonl,
     write_sealed_json,
 )
+from data.checked_lines import checked_line, parse_checked_line
 from data.records import InferenceMode, Prediction, Split, prediction_from_json, to_json
 
 Asked = tuple[Split, str]
@@ -113,18 +112,15 @@ class AnswerFiles:
                 path.unlink(missing_ok=True)
 
     def _line(self, batch: Sequence[Prediction]) -> str:
-        row = {"model": self._model, "predictions": [to_json(prediction) for prediction in batch]}
-        text = json.dumps(row, ensure_ascii=False)[:-1]
-        return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+        return checked_line({"model": self._model, "predictions": [to_json(prediction) for prediction in batch]})
 
 
 def _checked(line: bytes) -> tuple[str, list[Prediction]] | None:
-    """The model and the batch of a line without its line feed, None when any byte of it was changed. The checksum is that of the text before it."""
-    text, _, checksum = line.rpartition(b', "crc32": ')
-    if not text or checksum != b'"%08x"}' % zlib.crc32(text):
+    """The model and the batch of a line, None when any byte of it was changed."""
+    row = parse_checked_line(line)
+    if row is None:
         return None
     try:
-        row = json.loads(text + b"}")
         return row["model"], [prediction_from_json(prediction) for prediction in row["predictions"]]
     except (TypeError, KeyError):  # whole, but of another version of this code
         return None

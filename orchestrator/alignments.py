@@ -153,12 +153,9 @@ def _adapter_is_whole(folder: TrialFolder) -> bool:
 def run_alignment_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
     """Run the alignment in this worker; None on ranks above 0."""
     from model.alignment import run_alignment
-    from model.trial import TrialOutcome, TrialPaths
+    from model.trial import TrialOutcome
 
-    paths = TrialPaths(
-        corpus=order.corpus, encoder_states=order.encoder_states, encoder_key=order.encoder_key, output=order.folder
-    )
-    outcome = run_alignment(config, order.execution, paths, hooks=hooks)
+    outcome = run_alignment(config, order.execution, order.paths(), hooks=hooks)
     if outcome is None:
         return None
     return TrialOutcome(

@@ -112,12 +112,9 @@ def order_canaries(
 def run_canary_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
     """Run the canary in this worker; the outcome of one that passed. Raises CanaryFailed with the reason of one that did not."""
     from model.canary import run_canary
-    from model.trial import TrialOutcome, TrialPaths
+    from model.trial import TrialOutcome
 
-    paths = TrialPaths(
-        corpus=order.corpus, encoder_states=order.encoder_states, encoder_key=order.encoder_key, output=order.folder
-    )
-    report = run_canary(config, order.execution, paths, hooks=hooks)
+    report = run_canary(config, order.execution, order.paths(), hooks=hooks)
     if not report.passed:
         raise CanaryFailed(report.reason)
     figures = {check.name: check.figure for check in report.checks if check.figure is not None}

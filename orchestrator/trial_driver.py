@@ -41,7 +41,7 @@ from orchestrator.layout import TrialFolder
 from orchestrator.results import Failure, describe_failure, find_failure, read_status, step_reached, write_failure
 
 if TYPE_CHECKING:
-    from model.trial import TrialOutcome
+    from model.trial import TrialOutcome, TrialPaths
 
 _log = logging.getLogger(__name__)
 
@@ -60,16 +60,9 @@ _POLL_S = 0.5
 
 def run_model_trial(order: TrialOrder, config: TrialConfig, hooks: TrialHooks) -> TrialOutcome | None:
     """Train and evaluate with `model.trial`; imported here so that drivers and the head never load the model's libraries."""
-    from model.trial import TrialPaths, run_trial
+    from model.trial import run_trial
 
-    paths = TrialPaths(
-        corpus=order.corpus,
-        encoder_states=order.encoder_states,
-        encoder_key=order.encoder_key,
-        output=order.folder,
-        aligned_adapter=order.aligned_adapter,
-    )
-    return run_trial(config, order.execution, paths, hooks=hooks)
+    return run_trial(config, order.execution, order.paths(), hooks=hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +95,18 @@ class TrialOrder:
         """GPUs, or CPUs where there are none, that the trial takes."""
         execution = self.execution
         return execution.workers * (gpus_per_worker(execution) if execution.use_gpu else execution.cpus_per_worker)
+
+    def paths(self) -> TrialPaths:
+        """The order's places as the model knows them; for the worker alone, it loads the model's libraries."""
+        from model.trial import TrialPaths
+
+        return TrialPaths(
+            corpus=self.corpus,
+            encoder_states=self.encoder_states,
+            encoder_key=self.encoder_key,
+            output=self.folder,
+            aligned_adapter=self.aligned_adapter,
+        )
 
 
 def gpus_per_worker(execution: Execution) -> float:

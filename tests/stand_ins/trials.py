@@ -18,9 +18,9 @@ from data.supervision import SupervisionConfig
 from model.checkpoint_folder import newest_checkpoint
 from model.configs import AdapterConfig, Budget, EvaluationConfig, Execution, LoRAConfig, OptimConfig, TrialConfig
 from model.hooks import TrialHooks
-from model.speech_llm import SpeechLLM, build_speech_llm, load_tokenizer
+from model.speech_llm import SpeechLLM, load_tokenizer
 from model.train import build_engine, training_steps
-from model.trial import TrialPaths, run_trial
+from model.trial import TrialPaths, build_trial_model, open_data, run_trial
 from model.trial_data import TrialData
 from stand_ins.hub import write_stand_in
 
@@ -98,28 +98,12 @@ def run_until_killed(job: Job) -> None:
 
 def untrained_model(config: TrialConfig, paths: TrialPaths, execution: Execution | None = None) -> SpeechLLM:
     """The model a trial starts from."""
-    mean, std = trial_data(config, paths).state_statistics()
-    return build_speech_llm(
-        config.foundation,
-        state_mean=torch.from_numpy(mean),
-        state_std=torch.from_numpy(std),
-        adapter=config.adapter,
-        lora=config.lora,
-        precision=config.optim.precision,
-        seed=config.seed,
-        execution=execution,
-    )
+    return build_trial_model(config, execution or Execution(), trial_data(config, paths))
 
 
 def trial_data(config: TrialConfig, paths: TrialPaths) -> TrialData:
     """What a trial trains and is evaluated on."""
-    return TrialData(
-        config,
-        load_tokenizer(config.foundation),
-        corpus=paths.corpus,
-        encoder_states=paths.encoder_states,
-        encoder_key=paths.encoder_key,
-    )
+    return open_data(config, load_tokenizer(config.foundation), paths)
 
 
 def poisoned_training(
