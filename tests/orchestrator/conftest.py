@@ -9,6 +9,7 @@ from data.atomic import write_json
 from model.configs import TrialConfig
 from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, open_store
+from orchestrator.mlflow_tracker import MlflowTracker
 from orchestrator.results import Failure, TrialResult, write_failure, write_result
 from orchestrator.scales import SCALES
 
@@ -16,6 +17,14 @@ from orchestrator.scales import SCALES
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's schema, made once: it takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowTracker(f"sqlite:///{path}", "other", artifact_root=path.parent / "artifacts")
+    return path
 
 
 @pytest.fixture

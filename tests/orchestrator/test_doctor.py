@@ -27,14 +27,6 @@ from stand_ins.tracked import EXPERIMENT, Server, runs, write_curve
 TINY = SCALES["tiny"]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's schema, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowTracker(f"sqlite:///{path}", "other", artifact_root=path.parent / "artifacts")
-    return path
-
-
 @pytest.fixture
 def run(store: Store) -> RunFolder:
     return store.runs("mirrored", "tiny")

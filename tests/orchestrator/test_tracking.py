@@ -28,14 +28,6 @@ from stand_ins.tracked import EXPERIMENT, Server, curve, rewrite_curve, runs, wr
 Build = Callable[..., Mirror]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's schema, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowTracker(f"sqlite:///{path}", "other", artifact_root=path.parent / "artifacts")
-    return path
-
-
 @pytest.fixture
 def build(store: Store, empty_database: Path) -> Build:
     store.root.mkdir(parents=True)
