@@ -21,7 +21,7 @@ from data.scoring import Score, score
 from data.supervision import SupervisionConfig, supervise
 from model.configs import FoundationKind
 from model.pretraining import Document, Stage, pretrain
-from model.tiny_lessons import annotated, slot_lesson
+from model.tiny_lessons import slot_lesson
 from model.tiny_texts import Pool, is_clean
 
 DIRECT_TOKENS, THINK_TOKENS = 64, 224
@@ -43,7 +43,7 @@ def measure_text_slots(
     predictions = []
     for start in range(0, len(utterances), batch_size):
         chosen = utterances[start : start + batch_size]
-        supervised = [supervise(annotated(u), ontology, config, mode=mode, draw="evaluation") for u in chosen]
+        supervised = [supervise(u.unvoiced(), ontology, config, mode=mode, draw="evaluation") for u in chosen]
         prompts = []
         for item, utterance in zip(supervised, chosen, strict=True):
             rendered = render(item, tokenizer, kind)

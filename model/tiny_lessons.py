@@ -12,7 +12,7 @@ from typing import Any
 
 from data.callcentre.dialogues import Utterance
 from data.callcentre.values import MONTHS, number_words
-from data.records import AnnotatedExample, Example, InferenceMode
+from data.records import InferenceMode
 from data.rendering import render_prompt
 from data.supervision import AUDIO_MARKER, SupervisionConfig, answer_json, supervise, trace_text
 from model.configs import FoundationKind
@@ -61,22 +61,6 @@ def _lesson(kind: FoundationKind, pool: Pool, tokenizer: Any, rng: random.Random
     return slot_lesson(kind, utterance, pool, rng, tokenizer, mode)
 
 
-def annotated(utterance: Utterance) -> AnnotatedExample:
-    """An utterance as the corpus holds it, without a voice."""
-    example = Example(
-        id=utterance.id,
-        split=utterance.split,
-        domain=utterance.domain,
-        audio="",
-        audio_sha256="",
-        duration_s=0.0,
-        transcript=utterance.transcript,
-        slots=utterance.slots,
-        context=utterance.context,
-    )
-    return AnnotatedExample(example=example, trace=utterance.trace)
-
-
 def slot_lesson(
     kind: FoundationKind, utterance: Utterance, pool: Pool, rng: random.Random, tokenizer: Any, mode: InferenceMode
 ) -> Document:
@@ -87,7 +71,7 @@ def slot_lesson(
         value_form="spoken",
     )
     supervised = supervise(
-        annotated(utterance),
+        utterance.unvoiced(),
         pool.ontology,
         config,
         mode=mode if config.mode == "hybrid" else "direct",

@@ -12,7 +12,7 @@ from typing import Any
 from data.callcentre.dialogues import build_ontology, iter_utterances
 from data.callcentre.synthesize import SyntheticCorpusConfig
 from data.manifest import CORPUS_FILE, Corpus, open_corpus
-from data.records import SAMPLE_RATE, SPLITS, AnnotatedExample, Example, InferenceMode, Ontology
+from data.records import SAMPLE_RATE, SPLITS, AnnotatedExample, InferenceMode, Ontology
 from data.supervision import supervise
 from model.architectures import adapter_parameters, lora_parameters
 from model.configs import TrialConfig
@@ -76,19 +76,8 @@ def _choose_example(trial: TrialConfig, corpus: Corpus | None) -> tuple[Annotate
     thinks = "think" in trial.inference_modes
     if corpus is None:
         utterance = next(iter_utterances("train", 1, seed=0))
-        example = Example(
-            id=utterance.id,
-            split=utterance.split,
-            domain=utterance.domain,
-            audio="",
-            audio_sha256="",
-            duration_s=0.0,
-            transcript=utterance.transcript,
-            slots=utterance.slots,
-            context=utterance.context,
-        )
         source = "the generator, without audio: no corpus is prepared yet"
-        return AnnotatedExample(example=example, trace=utterance.trace), build_ontology(), source
+        return utterance.unvoiced(), build_ontology(), source
     for annotated in corpus.split("train"):
         if annotated.trace or not thinks:
             return annotated, corpus.ontology, f"the train split of {corpus.root}"

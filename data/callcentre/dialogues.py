@@ -26,7 +26,7 @@ from data.callcentre.wording import (
     fill_template,
     spoken_text,
 )
-from data.records import TEST_SPLITS, Justification, Mention, SlotValue, Split, Trace, Turn
+from data.records import TEST_SPLITS, AnnotatedExample, Example, Justification, Mention, SlotValue, Split, Trace, Turn
 
 __all__ = [
     "GENERATOR_VERSION",
@@ -67,6 +67,21 @@ class Utterance:
     context: tuple[Turn, ...]
     trace: Trace
     held_out: tuple[str, ...]  # of "frame", "value", "domain"
+
+    def unvoiced(self) -> AnnotatedExample:
+        """The row as the corpus holds it, but without audio."""
+        example = Example(
+            id=self.id,
+            split=self.split,
+            domain=self.domain,
+            audio="",
+            audio_sha256="",
+            duration_s=0.0,
+            transcript=self.transcript,
+            slots=self.slots,
+            context=self.context,
+        )
+        return AnnotatedExample(example=example, trace=self.trace)
 
 
 def iter_utterances(split: Split, count: int, seed: int) -> Iterator[Utterance]:

@@ -23,7 +23,7 @@ from model.configs import FOUNDATION_KINDS
 from model.foundations import FOUNDATIONS, TINY_FOLDER
 from model.pretraining import Stage, build_model, encode_document, iter_batches, pretrain
 from model.tiny_family import Figures, write_family_file, write_foundation
-from model.tiny_lessons import annotated, iter_documents
+from model.tiny_lessons import iter_documents
 from model.tiny_texts import build_pool, iter_base_documents
 from model.tiny_tokenizer import JSON_SYNTAX, MAX_SIZE, TAGS, build_tokenizer, count_words
 
@@ -64,7 +64,7 @@ def test_the_shipped_tokenizer_restores_every_target(pool):
     for split in SPLITS:
         for utterance in iter_utterances(split, 200, seed=3):
             for mode in ("direct", "think"):
-                target = supervise(annotated(utterance), pool.ontology, config, mode=mode, draw="x").target
+                target = supervise(utterance.unvoiced(), pool.ontology, config, mode=mode, draw="x").target
                 ids = tokenizer(target)["input_ids"]
                 assert tokenizer.unk_token_id not in ids
                 assert tokenizer.decode(ids) == target.lower()
@@ -102,7 +102,7 @@ def test_halves_around_the_audio_tokenize_as_the_whole(kind, pool):
     for utterance in pool.utterances[:40]:
         for mode in ("direct", "think"):
             config = SupervisionConfig(mode="hybrid", label_descriptions=False, value_form="spoken")
-            supervised = supervise(annotated(utterance), pool.ontology, config, mode=mode, draw="x")
+            supervised = supervise(utterance.unvoiced(), pool.ontology, config, mode=mode, draw="x")
             rendered = render(supervised, tokenizer, kind)
             whole = tokenizer(render_prompt(tokenizer, kind, supervised.prompt, mode), add_special_tokens=False)[
                 "input_ids"
