@@ -5,7 +5,6 @@ What is expected of it is written here: every exception to it is a `breach`, one
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 
@@ -14,6 +13,7 @@ from benchmarks.chaos_faults import Fault, damage_a_file, jump_clock, moment_has
 from benchmarks.chaos_mlflow import check_mirror
 from benchmarks.chaos_processes import Session, kill, title, trial_of_worker
 from benchmarks.chaos_state import EXPERIMENT, Chaos, Strike, grid_command
+from data.atomic import read_sealed_json
 from orchestrator.layout import RunFolder, Store
 from orchestrator.scales import SMOKE
 
@@ -196,7 +196,7 @@ class Round:
     def _victims(self, fault: Fault, session: Session) -> list[int]:
         """The processes that are struck, the first one first; not empty where none is needed."""
         if fault.victim in ("clock", "second driver"):
-            return [session.pid] if self._run.lease.exists() else []
+            return [session.pid] if self._holder() == session.pid else []
         if fault.victim == "mlflow":
             return [self._chaos.server.pid] if self._chaos.server.pid else []
         if fault.victim == "machine":
@@ -207,11 +207,17 @@ class Round:
             found = [pid for pid in found if trial_of_worker(pid, self._run.trials) in aimed] or found
         return self._chaos.rng.sample(found, len(found))
 
+    def _holder(self) -> int | None:
+        """The process that the lease names: a driver that has just been started may not have taken a dead one's over yet."""
+        try:
+            return int(read_sealed_json(self._run.lease)["pid"])
+        except FileNotFoundError:
+            return None
+
     def _second_driver(self, first: Session) -> str:
         """Start the same command beside the one that runs: it must refuse with exit code 2 and leave the lease alone."""
         chaos, log = self._chaos, self._chaos.folder / f"round-{self._number:02d}-second.log"
-        lease = self._run.lease.read_bytes()
-        token = _token(lease)
+        token = _token(self._run)
         second = Session(grid_command(self._store, chaos.server), cwd=chaos.folder, log=log)
         deadline = second.started + _SECOND_DRIVER_ANSWERS_WITHIN_S
         while second.returncode is None and time.monotonic() < deadline:
@@ -223,7 +229,7 @@ class Round:
             return "the first driver ended meanwhile"
         if code != 2 or "another driver is at work" not in log.read_text(errors="replace"):
             chaos.breach(f"round {self._number}: a second driver ended with {code} after {seconds:.0f} s; see {log}")
-        if _token(self._run.lease.read_bytes()) != token:
+        if _token(self._run) != token:
             chaos.breach(f"round {self._number}: a second driver changed the lease")
         return f"refused with exit code {code} after {seconds:.0f} s"
 
@@ -282,5 +288,5 @@ class Round:
         return f"{lines[-1][:300] if lines else 'no output'} (see {log})"
 
 
-def _token(lease: bytes) -> str:
-    return str(json.loads(lease)["token"])
+def _token(run: RunFolder) -> str:
+    return str(read_sealed_json(run.lease)["token"])
