@@ -31,6 +31,7 @@ from model.checkpoints import load_trainable, save_checkpoint
 from model.configs import Execution, TrialConfig
 from model.generate import Item, generate_predictions
 from model.hooks import TrialHooks
+from model.hub import HubUnreachable
 from model.process_group import join_process_group
 from model.speech_llm import load_tokenizer
 from model.train import build_engine, training_steps
@@ -109,7 +110,8 @@ def run_canary(
 ) -> CanaryReport:
     """Overfit `config.budget.batch_size` items for at most `config.budget.steps` steps, check, and write `report.json` into the output folder.
 
-    Collective: every rank calls it. What a broken foundation raises (ValueError, OSError, FloatingPointError) is a failed check.
+    Collective: every rank calls it. What a broken foundation raises (ValueError, FloatingPointError) is a failed check. HubUnreachable and OSError
+    tell of the hub and the storage: they are raised, and there is no report.
     `hooks` as in `model.trial.run_trial`.
     """
     started = time.perf_counter()
@@ -121,7 +123,9 @@ def run_canary(
         (paths.output / "report.json").unlink(missing_ok=True)
     try:
         canary.run()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except HubUnreachable:
+        raise
+    except (ValueError, FloatingPointError) as error:
         _log.exception("the canary of %s failed", config.foundation.name)
         says = " ".join(f"{type(error).__name__}: {error}".split())
         canary.checks.append(CanaryCheck(name="runs", figure=None, threshold=0, passed=False, says=says))

@@ -18,11 +18,21 @@ UNWANTED = ["original/*", "consolidated*"]
 """The same weights in another form, which some repositories carry too."""
 
 
+_TOO_MANY_REQUESTS = 429
+
+
+class HubUnreachable(ValueError):
+    """The hub does not answer, or not as it should: nothing is wrong with the foundation, and later it may be had."""
+
+
 def fetch_foundation(foundation: Foundation) -> Path:
-    """The folder of a hub foundation at its revision. Raises ValueError, one line with what to do, when it cannot be had."""
+    """The folder of a hub foundation at its revision.
+
+    Raises ValueError, one line with what to do, when it cannot be had; HubUnreachable, which is one, when that may pass.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     cache = Path(HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
@@ -41,14 +51,17 @@ def fetch_foundation(foundation: Foundation) -> Path:
         except GatedRepoError as error:
             remedy = f"accept its licence on https://huggingface.co/{foundation.source}, then `hf auth login` or set HF_TOKEN"
             raise ValueError(f"{where}: gated; {remedy}") from error
-        except LocalEntryNotFoundError as error:
-            remedy = f"on a machine with internet: hf download {foundation.source} --revision {foundation.revision}"
-            raise ValueError(f"{where}: is not in {cache} and the hub cannot be reached; {remedy}") from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else "no answer"
-            raise ValueError(
-                f"{where}: the hub answered {status}; check name and revision, or try again later"
-            ) from error
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+            if isinstance(answer, HfHubHTTPError):
+                status = answer.response.status_code
+                may_pass = status >= 500 or status == _TOO_MANY_REQUESTS
+                why = f"the hub answered {status}; check name and revision, or try again later"
+            else:
+                may_pass = not isinstance(answer, OfflineModeIsEnabled)
+                remedy = f"on a machine with internet: hf download {foundation.source} --revision {foundation.revision}"
+                why = f"is not in {cache} and the hub cannot be reached; {remedy}"
+            raise (HubUnreachable if may_pass else ValueError)(f"{where}: {why}") from error
 
 
 def _complete_snapshot(foundation: Foundation) -> Path | None:

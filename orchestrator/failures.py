@@ -194,6 +194,7 @@ _BY_CLASS: Mapping[str, Cause] = {
     # ours
     "TrialFailed": "code",  # what it was lies in the attempt's failure.json; its message repeats it
     "CanaryFailed": "canary",
+    "HubUnreachable": "io",
     "Held": "held",
     "ResourcesMissing": "resources",
     # torch's and Ray's

@@ -14,7 +14,9 @@ from model.canary import CanaryReport, run_canary
 from model.configs import AdapterConfig, Budget, Execution, Foundation, OptimConfig, TrialConfig
 from model.foundations import FOUNDATIONS, local_folder
 from model.hooks import TrialHooks
+from model.hub import HubUnreachable
 from stand_ins.hub import KINDS, write_stand_in
+from stand_ins.hub_server import COMMIT, REPOSITORY, Hub, use_hub
 from stand_ins.workers import run_on_workers
 
 
@@ -106,6 +108,22 @@ def test_a_template_that_drops_the_users_turn_fails_before_any_step(trial_paths,
     assert (failed(report), report.steps) == ({"runs"}, 0)
     assert "its chat template writes the user's text 0 times" in report.reason
     assert "explain" in json.loads((tmp_path / "out" / "report.json").read_text())["remedy"]
+
+
+def test_a_hub_that_is_away_condemns_no_foundation(
+    trial_paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is raised is for the failure policy, which waits and tries again (see tests/orchestrator)."""
+    copy = copied(tmp_path / "model")
+    hub = Hub({path.name: path.read_bytes() for path in Path(copy.source).iterdir()})
+    use_hub(monkeypatch, hub, tmp_path / "cache")
+    config = canary(replace(copy, source=REPOSITORY, revision=COMMIT, family="llama"))
+    hub.status = 520
+    with pytest.raises(HubUnreachable):
+        run_canary(config, Execution(), trial_paths(tmp_path))
+    assert not (tmp_path / "report.json").exists(), "no verdict"
+    hub.status = None
+    assert run_canary(config, Execution(), trial_paths(tmp_path)).passed
 
 
 def test_an_end_token_inside_the_answers_is_seen(trial_paths, tmp_path: Path) -> None:

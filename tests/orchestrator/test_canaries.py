@@ -115,23 +115,22 @@ def toy_outcome():
 
 
 def behave(canary: TrialOrder, how: str) -> TrialOrder:
-    """The canary with a toy in the model's place: "passes", "fails", "dies" once or "kills its driver" once."""
+    """The canary with a toy in the model's place: it "fails", or once it "finds no hub" or "kills its driver"."""
 
     def run_toy(order: TrialOrder, config: TrialConfig, hooks):
-        import signal
-
         import psutil
 
+        from model.hub import HubUnreachable
         from orchestrator.canaries import CanaryFailed
 
         time.sleep(1)
         first = order.folder / "first"
         if how == "fails":
             raise CanaryFailed("stops by itself: 0 of 8 answers, 6 needed")
-        if how != "passes" and not first.exists():
+        if not first.exists():
             first.touch()
-            if how == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "finds no hub":
+                raise HubUnreachable("the hub answered 503")
             siblings = psutil.Process().parent().children()
             drivers = [process for process in siblings if "ImplicitFunc.train" in " ".join(process.cmdline())]
             holding = [p for p in drivers if any(f.path.endswith(f"{order.folder.name}/lock") for f in p.open_files())]
@@ -160,7 +159,8 @@ def test_trials_wait_for_their_canary_and_a_failed_one_spends_nothing_on_them(
     canaries = ordered(run, [trial for grid in grids for trial in grid], *names)
     assert canaries[names[0]].earlier_attempts == 1  # that it failed in an earlier run is history
     toys = [
-        behave(canaries[name], how) for name, how in zip(names, ("passes", "fails", "kills its driver"), strict=True)
+        behave(canaries[name], how)
+        for name, how in zip(names, ("finds no hub", "fails", "kills its driver"), strict=True)
     ]
     orders = [make_trial(run, trial, toy) for grid, toy in zip(grids, toys, strict=True) for trial in grid]
     with open_ray():
@@ -172,6 +172,7 @@ def test_trials_wait_for_their_canary_and_a_failed_one_spends_nothing_on_them(
         assert [state.state for state in states] == ["done", "done"]
         assert all(float((state.folder.path / "started").read_text()) > passed for state in states)
     assert json.loads(run.canary(names[0]).result.read_text())["costs"]["device_seconds"] > 0
+    assert run.canary(names[0]).latest_attempt().number == 3, "after the one of long ago and the one without a hub"
     assert run.canary(names[2]).latest_attempt().number == 2
 
     assert run.canary(names[1]).latest_attempt().number == 1, (

@@ -21,6 +21,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from model.configs import Execution
+from model.hub import HubUnreachable
 from orchestrator.canaries import CanaryFailed
 from orchestrator.failures import (
     CAUSES,
@@ -117,6 +118,7 @@ NODE = "The actor died because its node has died. Node Id: 5f"
         (OutOfDiskError("full"), "disk-full"),
         (FloatingPointError("the loss is nan after step 3"), "nan"),
         (CanaryFailed("0 of 8"), "canary"),
+        (from_(HubUnreachable("the hub answered 503"), unreachable()), "io"),
         (Held("a sibling"), "held"),
         (ResourcesMissing("8 GPUs"), "resources"),
         (raised(lambda: {}["x"]), "code"),
