@@ -17,7 +17,6 @@ from model.foundations import card_of
 from orchestrator.hardware import Hardware
 from orchestrator.memory import BYTES, GIB, BatchShape, MemoryUse, evaluation_memory, training_memory
 from orchestrator.workload import (
-    ENCODER_FRAMES_PER_SECOND,
     ENCODER_WIDTH,
     SequenceLengths,
     Workload,
@@ -89,11 +88,6 @@ class Capacity:
         return card.download_bytes if card else 0
 
 
-def encoder_state_bytes(audio_seconds: float) -> int:
-    """Disk that the encoder states of that much audio take: fp16, shared by all trials of a corpus."""
-    return round(audio_seconds * ENCODER_FRAMES_PER_SECOND) * ENCODER_WIDTH * 2
-
-
 def plan_capacity(
     trial: TrialConfig,
     declared: Execution,
@@ -109,20 +103,21 @@ def plan_capacity(
 
     The declared execution is kept where it fits (on fewer GPUs where there are not as many). Where it does not (or with `keep_declared=False`), the
     smallest number of GPUs up to `max_gpus` that has a fitting one is taken, and of those the fastest, with the lowest ZeRO stage and the largest
-    micro-batch. Evaluation batches are halved until they fit. `waiting` trials, this one with them, are to run on `max_gpus` GPUs: where they are
-    more, and it pays, several share a GPU. Raises ValueError when the foundation's dimensions are not known.
+    micro-batch. Evaluation batches are halved until they fit. `waiting` trials, this one with them, are to run on the GPUs that are there, `max_gpus`
+    where nobody has looked: if they are more, and it pays, several share a GPU. Raises ValueError when the foundation's dimensions are not known.
     """
     workload = Workload(trial=trial, hardware=hardware, lengths=lengths or assumed_lengths(trial), examples=examples)
     start = replace(declared, workers=min(declared.workers, max_gpus) if keep_declared else 1)
+    there = hardware.count or max_gpus
     closest = _with_fitting_evaluation(workload, start)
     if keep_declared and _divides(workload, closest) and _fits(workload, closest):
-        return _capacity(workload, _shared(workload, closest, waiting, max_gpus), declared)
+        return _capacity(workload, _shared(workload, closest, waiting, there), declared)
     gpus = start.workers
     while gpus <= max_gpus:
         choices = list(_choices(workload, replace(declared, workers=gpus, trials_per_gpu=1)))
         if fitting := [choice for choice in choices if _fits(workload, choice)]:
             best = min(fitting, key=lambda x: (workload.seconds(x), x.zero_stage, x.micro_batches))
-            return _capacity(workload, _shared(workload, best, waiting, max_gpus), declared)
+            return _capacity(workload, _shared(workload, best, waiting, there), declared)
         closest = min([*choices, closest], key=lambda choice: _peak(workload, choice))
         gpus *= 2
     return _capacity(workload, closest, declared, _refusal(workload, closest, max_gpus))

@@ -6,15 +6,15 @@ Memory is what the driver reports for the card, a little less than its name says
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from model.configs import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One type of GPU."""
+    """One type of GPU, and how many of it are there."""
 
     name: str
     memory_gib: float
@@ -22,6 +22,7 @@ class Hardware:
     fp32_tflops: float
     memory_gb_per_s: float
     link_gb_per_s: float  # to the other GPUs of its node, one direction
+    count: int | None = None  # None: nobody has looked
 
     def tflops(self, precision: Precision) -> float:
         """The peak in a trial's precision."""
@@ -70,10 +71,11 @@ def gpu_query(field: str) -> list[str]:
     return [line.strip() for line in answer.splitlines() if line.strip()]
 
 
-def one_type(names: Iterable[str]) -> Hardware | None:
-    """The one type that GPUs of these names are; None without any, with several types, and for a type that is not in the list."""
+def one_type(names: Sequence[str]) -> Hardware | None:
+    """The one type that GPUs of these names are, with their number; None without any, with several types, and for a type that is not in the list."""
     found = {hardware_called(name) for name in names}
-    return found.pop() if len(found) == 1 else None
+    hardware = found.pop() if len(found) == 1 else None
+    return replace(hardware, count=len(names)) if hardware else None
 
 
 def hardware_called(driver_name: str) -> Hardware | None:

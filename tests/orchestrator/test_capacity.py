@@ -20,13 +20,12 @@ from orchestrator.capacity import (
     MOST_TRIALS_PER_GPU,
     Capacity,
     alignment_gpu_hours,
-    encoder_state_bytes,
     plan_capacities,
     plan_capacity,
     spread,
 )
 from orchestrator.capacity_report import capacity_to_json, explain_capacity, print_capacities
-from orchestrator.hardware import HARDWARE, find_hardware
+from orchestrator.hardware import HARDWARE, Hardware, find_hardware, one_type
 from orchestrator.memory import BatchShape, evaluation_memory, resident_parts, saved_bytes_per_token, training_memory
 from orchestrator.scales import PAPER, SCALES, SMALL
 
@@ -146,6 +145,21 @@ def test_a_gpu_is_not_shared_where_it_is_busy_or_too_small_or_others_would_idle(
         waiting=64,
     )
     assert cramped.refusal is None and cramped.execution.trials_per_gpu == 1, "one and a half fit"
+
+
+def test_trials_share_the_gpus_that_were_found_and_a_nodes_where_nobody_looked() -> None:
+    trials = [SMALL.trial(foundation=FOUNDATIONS["smollm2-135m-instruct"], mode=m, seed=0) for m in SMALL.modes]
+
+    def sharing(hardware: Hardware | None) -> set[int]:
+        assert hardware
+        planned = plan_capacities(trials, SMALL.execution, hardware, examples=EXAMPLES)
+        return {capacity.execution.trials_per_gpu for capacity in planned.values()}
+
+    driver = "NVIDIA H100 80GB HBM3"
+    assert sharing(find_hardware("h100-80g")) == {1}, "eight, as far as one knows"
+    assert sharing(one_type([driver])) == {2}
+    assert sharing(one_type([driver] * 2)) == {1}, "three trials on two GPUs: none is to idle"
+    assert one_type([driver, "NVIDIA A10G"]) is one_type([]) is None
 
 
 def test_a_run_with_more_gpus_than_planned_for_spreads_its_trials() -> None:
@@ -279,7 +293,6 @@ def test_disk_and_download_are_those_of_the_files() -> None:
     assert capacity.checkpoint_bytes == 3 * 12 * capacity.workload.trainable
     assert capacity.workload.adapter == adapter_parameters(AdapterConfig(), encoder_width=512, hidden_size=2560)
     assert capacity.download_bytes == 2 * 4_022_468_096
-    assert encoder_state_bytes(3600) == 3600 * 50 * 512 * 2
 
 
 def test_the_plan_speaks_json_and_says_what_is_assumed() -> None:
