@@ -14,8 +14,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,18 +22,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data.atomic import atomic_open, file_sha256, write_json
 from data.audio import pcm_sha256, read_audio
 from data.executors import Executor
+from data.folder_lock import LOCK, locked_folder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 SHARD_FILES = 64  # audio files a task: some seconds of work, some megabytes of states
 
 States = NDArray[np.float16]
@@ -152,7 +150,7 @@ def write_encoder_states(
     """
     folder = root / key.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked_folder(folder):
         known = _read_manifest(folder, key) if (folder / MANIFEST).exists() else []
         shards = [*_sound_shards(folder, known), *_finished_shards(folder, known)]
         _remove_leftovers(folder, shards)
@@ -173,21 +171,6 @@ def write_encoder_states(
             manifest = {"format": FORMAT, "key": asdict(key), "shards": [asdict(shard) for shard in shards]}
             write_json(folder / MANIFEST, manifest)
     return EncoderStates(root, key, shards)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the others wait, then find its work done. The system releases a dead writer's lock."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is writing encoder states here; waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_shard(folder: Path, key: StateKey, build_encode: Callable[[], Encode], items: Sequence[AudioItem]) -> Shard:

@@ -18,13 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from data.atomic import write_json, write_jsonl
 from data.audio_folder import AudioFolder
 from data.cross_checks import check_across, row_key
 from data.executors import Executor
 from data.findings import Finding
+from data.folder_lock import locked_folder
 from data.import_report import REJECTED_FILE, WARNINGS_FILE, ImportReport, hours, read_report
 from data.json_lines import CorpusError, Location
 from data.manifest import CORPUS_FILE, NEEDED_SPLITS, write_corpus
@@ -67,7 +66,7 @@ def import_corpus(
     found = list(reader.read(source))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):
+        with locked_folder(root):
             if report := _open_finished(root, made_from):
                 return report
             write_json(root / MARKER_FILE, made_from)

@@ -30,6 +30,8 @@ EXIT_SUPERSEDED = 75
 """Of a worker process that `Attempt.watch` ended."""
 
 _WATCH_EVERY_S = 0.5
+_LOCKED_WITHIN_S = 30.0
+"""Whoever notes something in a record takes milliseconds."""
 
 
 class AttemptSuperseded(Exception):
@@ -188,9 +190,20 @@ def close_killed(trial: TrialFolder, previous: AttemptFolder) -> None:
 
 @contextmanager
 def _locked(folder: AttemptFolder) -> Iterator[None]:
-    """Alone in changing the attempt's record: nothing that another process notes is lost."""
-    with (folder.path / "lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    """Alone in changing the attempt's record: nothing that another process notes is lost. Raises TimeoutError, an OSError, when that one hangs."""
+    path = folder.path / "lock"
+    deadline = time.monotonic() + _LOCKED_WITHIN_S
+    with path.open("a") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{path}: another process has kept it for {_LOCKED_WITHIN_S:.0f} s; end that one (fuser {path}) and run again"
+                    ) from None
+                time.sleep(0.02)
         yield
 
 

@@ -20,7 +20,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.folder_examination import Ailment, examine_folder, examine_lease
 from orchestrator.layout import Store, public_uri
 from orchestrator.lease import LeaseHeldError, hold_lease, read_holder
-from orchestrator.mlflow_tracker import MlflowTracker, has_experiment
+from orchestrator.mlflow_tracker import MlflowTracker, database_problem, has_experiment
 from orchestrator.scales import Scale
 from orchestrator.tracker_examination import examine_tracker, missing_everything
 from orchestrator.tracking import Mirror, artifact_root, failure_line
@@ -97,6 +97,9 @@ class _Patient:
         return list(examine_folder(self._run, self._trials, self._scale.execution.keep_checkpoints))
 
     def _tracker(self) -> list[Ailment]:
+        if problem := database_problem(self._uri):
+            where, remedy = public_uri(self._uri), "none here: do what the problem says"
+            return [Ailment(kind="tracker", where=where, problem=problem, remedy=remedy, cure=None)]
         found: list[Ailment] = []
         return self._told(lambda: found.extend(self._look_at_tracker())) + found
 

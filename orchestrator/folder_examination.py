@@ -143,7 +143,8 @@ def _damaged(folder: TrialFolder, trial: TrialConfig) -> Iterator[Ailment]:
             cure=lambda: set_damaged_aside(state),
         )
     elif state.note:
-        yield Ailment(kind="damaged", where=str(folder.metrics), problem=state.note, remedy="none here", cure=None)
+        remedy = "nothing here; made of MLflow's points where it has them all"
+        yield Ailment(kind="damaged", where=str(folder.metrics), problem=state.note, remedy=remedy, cure=None)
     elif state.state != "done" and (lines := read_metrics(folder.metrics).damaged_lines):
         yield Ailment(
             kind="damaged",

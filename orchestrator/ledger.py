@@ -123,6 +123,12 @@ def _change(path: Path, sha256: str) -> str:
     return "" if file_sha256(path) == sha256 else "is damaged"
 
 
+def metrics_are_whole(folder: TrialFolder, result: TrialResult) -> bool:
+    """Whether a done trial's `metrics.jsonl` is the file that its result was made with."""
+    sha256 = result.files.get(folder.metrics.name)
+    return sha256 is None or not _change(folder.metrics, sha256)
+
+
 def hash_files(folder: TrialFolder) -> dict[str, str]:
     """The hashes that a result keeps of what it rests on: the trial's predictions and metrics."""
     paths = [*sorted(folder.path.glob("predictions-*.jsonl")), folder.metrics]

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +27,9 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 PARENT, KEY = "mlflow.parentRunId", "slotgrid.key"
 """Tags: the run under which MLflow compares this one; which folder it mirrors."""
 
+_SQLITE = "sqlite:///"
+_CHECKED_WITHIN_S = 30.0
+"""A database that takes longer to be read through counts as whole: about 10 GB."""
 _LONGEST_PARAM = 6000  # characters; MLflow's limit
 _SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _QUIET = {
@@ -52,8 +59,8 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, *, artifact_root: Path | None) -> None:
         """Connect; a missing database gets its schema and a missing experiment is made. `artifact_root`: for a database of our own."""
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if database := _database(uri):
+            database.parent.mkdir(parents=True, exist_ok=True)
         self._client = _client(uri)
         self._closed = threading.Event()
         known = self._client.get_experiment_by_name(experiment)
@@ -82,19 +89,19 @@ class MlflowTracker:
         A run that a killed process made and did not note is found again by a key that lies beside `id_file` before. `first_tags` are
         given to a new run only.
         """
-        key_file = id_file.with_name("mlflow_key")
-        if not key_file.exists():
-            _write_text(key_file, secrets.token_hex(16))
-        key = key_file.read_text(encoding="utf-8")
+        key = read_key(id_file)
+        if not key:
+            key = secrets.token_hex(16)
+            _write_text(_key_file(id_file), key)
         run = self.find(id_file) or next(iter(self.runs(f"tags.`{KEY}` = '{key}'")), None)
         if run is None:
             made = self._client.create_run(self._experiment_id, run_name=name, tags={**first_tags, **tags, KEY: key})
             run = _record(made)
         elif run.status != "RUNNING":
             self._client.update_run(run.id, status="RUNNING")
-        if not id_file.exists() or id_file.read_text(encoding="utf-8").strip() != run.id:
+        if _read_word(id_file) != run.id:
             _write_text(id_file, run.id)
-        self.tag(run.id, {tag: value for tag, value in tags.items() if run.tags.get(tag) != value})
+        self.tag(run.id, {tag: value for tag, value in {**tags, KEY: key}.items() if run.tags.get(tag) != value})
         self._log_params(run, params)
         return run.id
 
@@ -148,7 +155,8 @@ class MlflowTracker:
         """The run that the file names, if this tracker has it and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
-        if not id_file.exists() or not (run_id := id_file.read_text(encoding="utf-8").strip()).isalnum():
+        run_id = _read_word(id_file)
+        if not run_id:
             return None
         try:
             run = self._client.get_run(run_id)
@@ -192,9 +200,61 @@ class MlflowTracker:
 
 def has_experiment(uri: str, experiment: str) -> bool:
     """Whether the tracker knows the experiment. Nothing is made; a database that is not there is one that knows nothing."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    database = _database(uri)
+    if database and not database.exists():
         return False
     return _client(uri).get_experiment_by_name(experiment) is not None
+
+
+def read_key(id_file: Path) -> str:
+    """The key by which the run of a folder is found when its id was lost; "" where it is absent or damaged."""
+    key = _read_word(_key_file(id_file))
+    return key if re.fullmatch(r"[0-9a-f]{32}", key) else ""
+
+
+def database_problem(uri: str) -> str:
+    """What is wrong with the database file that `uri` names, and the remedy; "" for a whole one and for other trackers. Nothing is changed.
+
+    SQLite reads it through and looks whether it can be written to. What was changed within a value is seen by comparing with the files alone.
+    """
+    database = _database(uri)
+    if not database or not database.exists():
+        return ""
+    deadline = time.monotonic() + _CHECKED_WITHIN_S
+    try:
+        with closing(sqlite3.connect(database, timeout=5.0)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("CREATE TABLE slotgrid_can_write (id)")
+            connection.rollback()
+    except (
+        sqlite3.OperationalError
+    ) as error:  # locked, no permission, a full disk: nothing that another database would mend
+        problem = str(error) if "readonly" in str(error) and os.access(database, os.W_OK) else "ok"
+    except sqlite3.DatabaseError as error:
+        problem = str(error)
+    if problem == "ok":
+        return ""
+    return (
+        f"the database is damaged ({problem.splitlines()[-1]}): move {database}* away, and each experiment's "
+        "next run, or doctor --repair, fills a new one from the files"
+    )
+
+
+def _database(uri: str) -> Path | None:
+    """The database file of a tracker that is one."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def _key_file(id_file: Path) -> Path:
+    return id_file.with_name("mlflow_key")
+
+
+def _read_word(file: Path) -> str:
+    """The letters and digits that a file holds; "" where it is absent or holds anything else."""
+    content = file.read_bytes().strip() if file.exists() else b""
+    return content.decode() if content.isalnum() else ""
 
 
 def param_text(value: Any) -> str:
@@ -206,6 +266,7 @@ def _client(uri: str) -> Any:
     for name, value in (_SHORT_TIMEOUTS | _QUIET).items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the tracebacks of what it raises
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data.atomic import atomic_open, set_aside
 from orchestrator.folder_examination import Ailment, AilmentKind
 from orchestrator.layout import RunFolder
-from orchestrator.mlflow_tracker import KEY, PARENT, MlflowTracker, RunRecord, param_text
-from orchestrator.point_check import compare_with_files
+from orchestrator.mlflow_tracker import KEY, PARENT, MlflowTracker, RunRecord, param_text, read_key
+from orchestrator.point_check import compare_with_files, rebuild_metrics
 from orchestrator.tracking import GRID_STATE, Mirror, is_set_aside, other_folders, report_files
 from orchestrator.trial_mirror import STATUS, RunState, TrialMirror, trial_files
 
@@ -132,8 +133,11 @@ def _tags_and_params(
 def _points(tracker: MlflowTracker, child: TrialMirror, mine: RunRecord) -> Iterator[Ailment]:
     try:
         differences = compare_with_files(tracker, mine.id, child.folder, child.trial)
+        metrics = rebuild_metrics(tracker, mine.id, child.folder) if child.folder.result.exists() else None
     except ValueError:  # a damaged result, which the examination of the folder tells
         return
+    if metrics is not None:
+        yield _rebuildable(child, metrics)
     kinds: dict[str, AilmentKind] = {"missing": "gap", "doubled": "duplicate-points", "foreign": "difference"}
     said = {
         "missing": "points are missing",
@@ -146,6 +150,20 @@ def _points(tracker: MlflowTracker, child: TrialMirror, mine: RunRecord) -> Iter
             first = f"first {found[0].metric} of step {found[0].first_step}"
             remedy = _MIRROR_AGAIN if kind == "missing" else _REPLACE
             yield _ailment(kinds[kind], _name(mine), f"{points} {said[kind]}, {first}", remedy, child.forget)
+
+
+def _rebuildable(child: TrialMirror, content: str) -> Ailment:
+    path = child.folder.metrics
+
+    def rebuild() -> None:
+        if path.exists():
+            set_aside(path)
+        with atomic_open(path) as stream:
+            stream.write(content)
+        child.forget()
+
+    problem, remedy = "is damaged, and MLflow has every point of it", "set it aside and make it of MLflow's points"
+    return Ailment(kind="damaged", where=str(path), problem=problem, remedy=remedy, cure=rebuild)
 
 
 def _artifacts(tracker: MlflowTracker, mine: RunRecord, files: list[Path]) -> Iterator[Ailment]:
@@ -161,24 +179,21 @@ def _artifacts(tracker: MlflowTracker, mine: RunRecord, files: list[Path]) -> It
 
 def _duplicates(tracker: MlflowTracker, id_file: Path, mine: RunRecord) -> Iterator[Ailment]:
     """Other runs of the same folder: made when the tracker had made one and its answer was lost."""
-    key_file = id_file.with_name("mlflow_key")
-    if key_file.exists():
-        for twin in tracker.runs(f"tags.`{KEY}` = '{key_file.read_text(encoding='utf-8')}'"):
+    if key := read_key(id_file):
+        for twin in tracker.runs(f"tags.`{KEY}` = '{key}'"):
             if twin.id != mine.id:
                 yield _discardable(tracker, twin, f"a second run of the folder that {mine.id} mirrors")
 
 
 def _find(tracker: MlflowTracker, id_file: Path) -> RunRecord | None:
     """The run of a folder, as `MlflowTracker.open_run` will find it."""
-    key_file = id_file.with_name("mlflow_key")
-    key = key_file.read_text(encoding="utf-8") if key_file.exists() else ""
+    key = read_key(id_file)
     return tracker.find(id_file) or (next(tracker.runs(f"tags.`{KEY}` = '{key}'"), None) if key else None)
 
 
 def _has_key_of(stray: RunRecord, child: TrialMirror) -> bool:
     """Whether `_duplicates` has told of this run."""
-    key_file = child.folder.mlflow_run_id.with_name("mlflow_key")
-    return key_file.exists() and stray.tags.get(KEY) == key_file.read_text(encoding="utf-8")
+    return stray.tags.get(KEY, "no key") == read_key(child.folder.mlflow_run_id)
 
 
 def _state(child: TrialMirror) -> RunState | None:

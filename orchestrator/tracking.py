@@ -19,7 +19,8 @@ from orchestrator.corpora import corpus_ref
 from orchestrator.experiment import Experiment
 from orchestrator.identity import trial_id
 from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
-from orchestrator.mlflow_tracker import MlflowTracker, RunStatus, TrackerClosed
+from orchestrator.lease import LeaseLostError
+from orchestrator.mlflow_tracker import MlflowTracker, RunStatus, TrackerClosed, database_problem
 from orchestrator.provenance import code_revision
 from orchestrator.redaction import redact
 from orchestrator.scales import Scale
@@ -51,14 +52,18 @@ class Mirror:
         *,
         uri: str,
         warn: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`trials`: the whole grid, also where only a part of it is run. `warn` is told, once, in one line, when the tracker cannot be reached."""
+        """`trials`: the whole grid, also where only a part of it is run. `warn` is told, once, in one line, when the tracker cannot be reached.
+
+        `check` raises LeaseLostError when another driver has taken the folder over: then nothing more is mirrored from here.
+        """
         self.uri = uri
         self._experiment = experiment
         self._scale = scale
         self._run = store.runs(experiment.name, scale.label)
         self._artifact_root = artifact_root(uri, store)
-        self._warn = warn
+        self._warn, self._check = warn, check
         self._warned = False
         self._tracker: MlflowTracker | None = None
         self._parent = ""
@@ -126,8 +131,8 @@ class Mirror:
     def _attempt(self, action: Callable[[], None]) -> bool:
         try:
             action()
-        except TrackerClosed:
-            return False  # `finish` has told
+        except (TrackerClosed, LeaseLostError):
+            return False  # `finish`, or the whole run, has told
         except Exception as error:
             # The mirror's boundary. MLflow's backends raise classes of their own (requests, sqlalchemy, botocore ...): no trial may fail for them.
             self._tell(failure_line(error, self.uri))
@@ -138,13 +143,15 @@ class Mirror:
         _log.debug("MLflow pass failed: %s", reason)
         if not self._warned:
             self._warned = True
-            self._warn(
-                f"MLflow at {public_uri(self.uri)}: {reason[:200]}; "
-                "the grid goes on, its files are kept, and the next run (or `doctor --repair`) sends what is missing"
+            remedy = (
+                database_problem(self.uri)
+                or f"{reason[:200]}; the next run (or `doctor --repair`) sends what is missing"
             )
+            self._warn(f"MLflow at {public_uri(self.uri)}: {remedy}; the grid goes on, its files are kept")
 
     def _pass(self, *, final: RunStatus | None) -> None:
         """Mirror whatever is new. `final`: also close every run, the parent with this status."""
+        self._check()
         tracker = self._open()
         problem: Exception | None = None
         for child in self.children.values():
@@ -205,7 +212,10 @@ def artifact_root(uri: str, store: Store) -> Path | None:
 
 def failure_line(error: Exception, uri: str) -> str:
     """What a tracker's exception says, in one line without user name and password."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = [
+        line for line in str(error).splitlines() if not line.startswith("(raised as a result of ")
+    ]  # SQLAlchemy's advice
+    text = lines[0] if lines else type(error).__name__
     return redact(text.replace(uri, public_uri(uri)))
 
 

@@ -15,6 +15,7 @@ from data.atomic import file_sha256, read_sealed_json, write_sealed_json
 from model.configs import TrialConfig
 from orchestrator.identity import config_to_json, fingerprint, json_fingerprint, read_config_json, trial_id
 from orchestrator.layout import TrialFolder, public_uri
+from orchestrator.ledger import metrics_are_whole
 from orchestrator.mirror_points import Curves, result_points
 from orchestrator.mlflow_tracker import PARENT, MlflowTracker, RunStatus
 from orchestrator.point_check import compare_with_files
@@ -154,7 +155,12 @@ class TrialMirror:
 
     def _send_result(self, tracker: MlflowTracker, run_id: str) -> None:
         result, curves = read_result(self.folder), self._curves
-        points = result_points(result, step=self.trial.budget.steps, names=curves.names, last_ms=curves.last_ms)
+        names = set(curves.names)
+        if not metrics_are_whole(
+            self.folder, result
+        ):  # the scores' row may be lost, which has another time than the result
+            names |= tracker.metric_names(run_id)
+        points = result_points(result, step=self.trial.budget.steps, names=names, last_ms=curves.last_ms)
         self._mark(
             run_id, "running", result=_sha256(self.folder.result)
         )  # before: another result's points must not join these

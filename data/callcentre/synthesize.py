@@ -16,11 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from data.atomic import atomic_open, iter_whole_lines, write_json, write_jsonl
 from data.callcentre.dialogues import GENERATOR_VERSION, Utterance, build_ontology, iter_utterances
 from data.executors import Executor
+from data.folder_lock import locked_folder
 from data.manifest import CORPUS_FILE, Corpus, CorpusError, open_corpus, write_corpus
 from data.manifest_rows import HELD_OUT
 from data.records import SAMPLE_RATE, SPLITS, TEST_SPLITS, AnnotatedExample, Example, Split, to_json
@@ -122,7 +121,7 @@ def synthesize(
     check_voice(config.voice)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):
+        with locked_folder(root):
             return open_finished(root, config) or _write(
                 root, config, executor, on_progress or (lambda done, total: None)
             )

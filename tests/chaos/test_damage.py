@@ -5,7 +5,7 @@ The trial is driven in this process with everything but Ray: the ledger's states
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 
 from corpus_samples.synthetic import CONFIG as CORPUS
 from corpus_samples.synthetic import REF
-from data.atomic import write_sealed_json
+from data.atomic import write_json, write_sealed_json
 from data.callcentre.synthesize import synthesize
 from data.encoder_states import AudioItem, open_encoder_states, write_encoder_states
 from data.executors import SerialExecutor
@@ -30,8 +30,10 @@ from orchestrator.layout import RunFolder, TrialFolder
 from orchestrator.lease import hold_lease
 from orchestrator.ledger import read_states, set_damaged_aside
 from orchestrator.plan import planned_seeds
+from orchestrator.results import describe_failure, write_failure
 from orchestrator.trial_driver import TrialOrder
 from orchestrator.trial_worker import _work
+from stand_ins.damages import DAMAGES, PREPARED, RUN, damage, flipped, of_finished, of_half, of_trial
 
 CONFIG = TrialConfig(
     foundation=FOUNDATIONS["tiny-instruct"],
@@ -45,53 +47,9 @@ CONFIG = TrialConfig(
 EXECUTION = Execution(checkpoint_every=2, evaluation_batch_size=2)
 
 
-def _flipped(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
-
-
-DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
-    "truncated in the middle": lambda content: content[: len(content) // 2],
-    "emptied": lambda content: b"",
-    "one bit flipped": _flipped,
-    "deleted": lambda content: None,
-    "replaced by garbage": lambda content: bytes(value * 7 % 256 for value in range(len(content) % 1009)) or b"\xff",
-}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: where it lies below the run folder, and whether damage to it may end in an error that names it."""
-
-    path: str
-    named: bool = False
-    deleted_is_named: bool = True  # where it is `named`
-
-
 TRIAL = f"trials/{trial_id(CONFIG)}"
-KINDS = {
-    "config": Kind(f"{TRIAL}/config.json", named=True),
-    "plan": Kind("plan.json", named=True, deleted_is_named=False),
-    "lease": Kind("lease.json"),
-    "metrics": Kind(f"{TRIAL}/metrics.jsonl"),
-    "status": Kind(f"{TRIAL}/status.json"),
-    "newest weights": Kind(f"{TRIAL}/checkpoints/step-000004/trainable.safetensors"),
-    "newest moments": Kind(f"{TRIAL}/checkpoints/step-000004/optimizer.safetensors"),
-    "newest random state": Kind(f"{TRIAL}/checkpoints/step-000004/random-0.safetensors"),
-    "newest commit": Kind(f"{TRIAL}/checkpoints/step-000004/commit.json"),
-    "attempt": Kind(f"{TRIAL}/attempts/1/attempt.json"),
-    "token": Kind(f"{TRIAL}/attempts/1/token"),
-    "log": Kind(f"{TRIAL}/attempts/1/log"),
-}
-FINISHED = KINDS | {
-    "result": Kind(f"{TRIAL}/result.json"),
-    "predictions": Kind(f"{TRIAL}/predictions-direct.jsonl"),
-    "predictions' commit": Kind(f"{TRIAL}/predictions-direct.commit.json"),
-}
-HALF = KINDS | {
-    "answers so far": Kind(f"{TRIAL}/predictions-direct.part-0.jsonl"),
-    "weights before": Kind(f"{TRIAL}/checkpoints/step-000002/trainable.safetensors"),
-}
+FINISHED = RUN | of_trial(TRIAL) | of_finished(TRIAL)
+HALF = RUN | of_trial(TRIAL) | of_half(TRIAL)
 
 
 def run_once(run: RunFolder, paths: Callable, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -130,8 +88,12 @@ def run_once(run: RunFolder, paths: Callable, *, stop: Callable[[], bool] = lamb
 
 
 def _whole(run: RunFolder) -> None:
-    """What a killed driver leaves beside the trial."""
+    """What a killed driver leaves beside the trial, and an attempt that was to be followed by another."""
     write_sealed_json(run.plan, {"seeds": 2})
+    write_json(run.stop, {"pid": 1})
+    folder = run.trial(trial_id(CONFIG))
+    failure = describe_failure(RuntimeError("Connection reset by peer"), folder)
+    write_failure(folder.attempt(1), replace(failure, goes_on=True))
     with hold_lease(run):
         lease = run.lease.read_bytes()
     run.lease.write_bytes(lease)
@@ -160,29 +122,22 @@ def ends_of(folder: TrialFolder) -> tuple[object, ...]:
 
 
 CASES = [
-    pytest.param(
-        which, name, damage, marks=[] if (which, damage) == ("finished", "one bit flipped") else pytest.mark.slow
-    )
+    pytest.param(which, name, how, marks=[] if (which, how) == ("finished", "one bit flipped") else pytest.mark.slow)
     for which, kinds in (("finished", FINISHED), ("half", HALF))
     for name in kinds
-    for damage in DAMAGES
+    for how in DAMAGES
 ]
 
 
-@pytest.mark.parametrize(("which", "name", "damage"), CASES)
+@pytest.mark.parametrize(("which", "name", "how"), CASES)
 def test_the_next_run_heals_the_damage_or_names_it(
-    runs: dict[str, Path], trial_paths, tmp_path: Path, which: str, name: str, damage: str
+    runs: dict[str, Path], trial_paths, tmp_path: Path, which: str, name: str, how: str
 ) -> None:
     run, kind = RunFolder(tmp_path / "run"), (FINISHED | HALF)[name]
     shutil.copytree(runs[which], run.path)
     file, folder = run.path / kind.path, run.trial(trial_id(CONFIG))
-    content = DAMAGES[damage](file.read_bytes())
-    if content is None:
-        file.unlink()
-    else:
-        assert content != file.read_bytes()
-        file.write_bytes(content)
-    if kind.named and (content is not None or kind.deleted_is_named):
+    assert damage(file, how) or "lock" in name, "a lock file is empty"
+    if kind.named and (how != "deleted" or kind.deleted_is_named):
         with pytest.raises(ValueError, match=rf"{file.name}.*(move|delete)[^\n]* run again") as error:
             run_once(run, trial_paths)
         assert "\n" not in str(error.value)
@@ -196,7 +151,7 @@ def test_the_next_run_heals_the_damage_or_names_it(
         expected, found = expected[:3], found[:3]
     assert found == expected
     if which == "finished" and name in ("result", "predictions"):
-        assert damage == "deleted" or file.with_name(f"{file.name}.damaged-1").exists()
+        assert how == "deleted" or file.with_name(f"{file.name}.damaged-1").exists()
 
 
 def test_both_checkpoints_damaged_is_training_from_nothing_with_the_same_end(
@@ -206,24 +161,12 @@ def test_both_checkpoints_damaged_is_training_from_nothing_with_the_same_end(
     shutil.copytree(runs["half"], run.path)
     folder = run.trial(trial_id(CONFIG))
     for weights in folder.checkpoints.glob("*/trainable.safetensors"):
-        weights.write_bytes(_flipped(weights.read_bytes()))
+        weights.write_bytes(flipped(weights.read_bytes()))
     times = [(row.step, row.time) for row in read_metrics(folder.metrics).rows]
     run_once(run, trial_paths)
     assert ends_of(folder) == ends_of(RunFolder(runs["finished"]).trial(trial_id(CONFIG)))
     rows = read_metrics(folder.metrics).rows
     assert [(row.step, row.time) for row in rows if row.of_training] == times, "a row keeps its time for life"
-
-
-PREPARED = {
-    "corpus": "corpus/corpus.json",
-    "manifest": "corpus/manifest.jsonl",
-    "ontology": "corpus/ontology.json",
-    "traces": "corpus/traces.jsonl",
-    "encoder weights": "whisper-base-random.safetensors",
-    "hash of the encoder weights": "whisper-base-random.json",
-    "manifest of the states": "states/*/manifest.json",
-    "shard of the states": "states/*/*.arrow",
-}
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +176,9 @@ def prepared(trial_paths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(where.encoder_states.parent, folder)
     shutil.copytree(where.corpus, folder / "corpus")
     return folder
+
+
+REMEDIES = ("delete", "restore", "write it again", "copy it again")
 
 
 def prepare_again(folder: Path) -> dict[str, bytes]:
@@ -253,20 +199,18 @@ def prepare_again(folder: Path) -> dict[str, bytes]:
     return {sha256: np.asarray(states[sha256]).tobytes() for sha256 in heard}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", PREPARED)
-def test_damage_to_what_trials_share_is_healed_or_named(prepared: Path, tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_to_what_trials_share_is_healed_or_named(prepared: Path, tmp_path: Path, name: str, how: str) -> None:
     shutil.copytree(prepared, tmp_path / "prepared")
     file = next((tmp_path / "prepared").glob(PREPARED[name]))
-    content = DAMAGES[damage](file.read_bytes())
-    if content is None:
-        file.unlink()
-    else:
-        file.write_bytes(content)
+    damage(file, how)
+    if name == "recording":  # read when its states are made
+        shutil.rmtree(tmp_path / "prepared" / "states")
     try:
         states = prepare_again(tmp_path / "prepared")
     except ValueError as error:
-        assert file.stem in str(error) and any(word in str(error) for word in ("delete", "restore", "write it again"))
+        assert file.stem in str(error) and any(word in str(error) for word in REMEDIES)
         assert "\n" not in str(error)
     else:
         assert states == prepare_again(prepared)

@@ -1,5 +1,6 @@
 """Attempts: a newer one ends the older one's worker, no note is lost, and a damaged record stops nothing and invents nothing."""
 
+import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import attempts
 from orchestrator.attempts import (
     EXIT_SUPERSEDED,
     Attempt,
@@ -128,3 +130,16 @@ def attempt_costs_of_whole(path: Path) -> dict[str, float]:
     attempt.note("started")
     attempt.note("ended")
     return attempt_costs(TrialFolder(path))
+
+
+def test_a_record_that_another_process_keeps_is_not_waited_for_for_ever(
+    trial: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = open_attempt(trial, devices=1)
+    monkeypatch.setattr(attempts, "_LOCKED_WITHIN_S", 0.1)
+    with (attempt.folder.path / "lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match=r"lock: another process has kept it .* run again"):
+            attempt.note("ended")
+    attempt.note("ended")
+    assert read_record(attempt.folder).ended

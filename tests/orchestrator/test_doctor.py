@@ -1,27 +1,32 @@
 """`doctor`: what a kill or a fault leaves in a run folder and in MLflow is found, told, and put right; nothing else is touched."""
 
+import contextlib
 import os
 import shutil
 import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from data.atomic import write_sealed_json
+from data.metric_lines import MetricRow, metric_line
 from model.configs import TrialConfig
 from orchestrator.attempts import open_attempt, read_record
 from orchestrator.doctor import Ailment, Repair, examination_to_json, examine, print_examination, repair
 from orchestrator.identity import trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder
 from orchestrator.lease import Holder, LeaseHeldError, hold_lease
+from orchestrator.ledger import hash_files
 from orchestrator.mlflow_tracker import MetricPoint, MlflowTracker
+from orchestrator.results import read_result, write_result
 from orchestrator.scales import SCALES
 from orchestrator.tracking import Mirror
+from stand_ins.damages import DAMAGES, damage
 from stand_ins.tracked import EXPERIMENT, Server, runs, write_curve
 
 TINY = SCALES["tiny"]
@@ -127,6 +132,43 @@ def test_a_damaged_file_is_set_aside_or_named(run, trials, folder, mirrored, loo
     assert not folder.result.exists() and (folder.path / "result.json.damaged-1").exists()
 
 
+@pytest.fixture
+def sealed(store, run, trials, folder, mirrored) -> bytes:
+    """The first trial's curve, with a row of scores; its result names the curve's hash, and the tracker has all of it."""
+    result = read_result(folder)
+    with folder.metrics.open("a") as stream:
+        stream.write(metric_line(MetricRow(step=trials[0].budget.steps, time=9_000, metrics=result.scores)))
+    write_result(folder, replace(result, finished=10.0, files=hash_files(folder)))
+    mirror = Mirror(EXPERIMENT, TINY, trials, store, uri=store.mlflow_uri, warn=print)
+    mirror.catch_up(mirror.grid_status())
+    return folder.metrics.read_bytes()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_damaged_metrics_of_a_done_trial_are_made_of_mlflows_points(trials, folder, sealed, look, mend, how):
+    assert look() == []
+    run_id = folder.mlflow_run_id.read_text()
+    damage(folder.metrics, how)
+    found = look()
+    assert kinds(found) == {"damaged"} and [a.problem for a in found if a.cure] == [
+        "is damaged, and MLflow has every point of it"
+    ]
+    assert mend().left == []
+    assert folder.metrics.read_bytes() == sealed and folder.mlflow_run_id.read_text() == run_id
+    assert how == "deleted" or (folder.path / "metrics.jsonl.damaged-1").exists()
+
+
+def test_damaged_metrics_that_mlflow_has_not_whole_stay_named(store, folder, sealed, look, mend):
+    """What the tracker holds of them stays there, too: it may be all that is left."""
+    with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM metrics WHERE key = 'train/loss' AND step = 3")
+    run_id = folder.mlflow_run_id.read_text()
+    folder.metrics.unlink()
+    (ailment,) = mend().left
+    assert ailment.cure is None and "delete result.json and run" in ailment.problem
+    assert not folder.metrics.exists() and folder.mlflow_run_id.read_text() == run_id
+
+
 def test_runs_that_a_kill_left_running_are_closed_as_the_files_say(run, trials, folder, mirrored, look, mend, begin):
     from mlflow import MlflowClient
 
@@ -202,6 +244,20 @@ def test_a_tracker_that_is_away_is_one_ailment_and_the_files_are_still_put_in_or
             assert address in found[1].where and "pass-word" not in str(examination_to_json(found))
     assert [ailment.kind for ailment in mend("http://127.0.0.1:9").left] == ["tracker"]
     assert not (folder.path / ".status.json.ab12_xyz").exists()
+
+
+def test_a_damaged_database_is_named_with_its_remedy_and_left_alone(store, mirrored, look, mend, tmp_path):
+    content = (store.root / "mlflow.db").read_bytes()
+    for name, damaged in {
+        "cut": content[: len(content) // 2],
+        "not one": b"garbage" * 1000,
+        "closed to writing": content[:18] + b"\x07" + content[19:],
+    }.items():
+        database = tmp_path / f"{name}.db"
+        database.write_bytes(damaged)
+        (ailment,) = look(f"sqlite:///{database}")
+        assert ailment.kind == "tracker" and ailment.cure is None and f"move {database}* away" in ailment.problem
+        assert mend(f"sqlite:///{database}").left == [ailment] and database.read_bytes() == damaged
 
 
 def test_a_grid_that_was_never_mirrored_is_mirrored(store, run, trials, finish, begin, look, mend, empty_database):

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,16 @@ from data.metric_lines import MetricRow, metric_line
 from model.configs import TrialConfig
 from orchestrator.identity import trial_id
 from orchestrator.layout import Store, TrialFolder
+from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import move_stale_aside
 from orchestrator.mirror_points import LARGEST_BATCH, Curves
-from orchestrator.mlflow_tracker import MlflowTracker
+from orchestrator.mlflow_tracker import KEY, MlflowTracker, read_key
 from orchestrator.point_check import compare_with_files
 from orchestrator.results import Failure
 from orchestrator.scales import SCALES
 from orchestrator.tracking import Mirror, tracking_uri
 from orchestrator.trial_mirror import flatten
+from stand_ins.damages import DAMAGES, damage
 from stand_ins.tracked import EXPERIMENT, Server, curve, rewrite_curve, runs, write_curve
 
 Build = Callable[..., Mirror]
@@ -33,9 +36,11 @@ def build(store: Store, empty_database: Path) -> Build:
     store.root.mkdir(parents=True)
     shutil.copy(empty_database, store.root / "mlflow.db")
 
-    def build(trials: list[TrialConfig], uri: str | None = None, warnings: list[str] | None = None) -> Mirror:
+    def build(
+        trials: list[TrialConfig], uri: str | None = None, warnings: list[str] | None = None, **more: Any
+    ) -> Mirror:
         warn = (warnings if warnings is not None else []).append
-        return Mirror(EXPERIMENT, SCALES["tiny"], trials, store, uri=uri or store.mlflow_uri, warn=warn)
+        return Mirror(EXPERIMENT, SCALES["tiny"], trials, store, uri=uri or store.mlflow_uri, warn=warn, **more)
 
     return build
 
@@ -255,6 +260,37 @@ def test_a_tracker_that_hangs_is_given_up_within_the_patience(store, tiny_grid, 
     assert not mirror.finish("KILLED", patience_s=1.0)
     assert time.monotonic() - started < 3
     assert len(warnings) == 1
+
+
+def test_nothing_is_mirrored_once_another_driver_has_taken_over(store, tiny_grid, finish, build):
+    finish(store.runs("mirrored", "tiny"), tiny_grid[0])
+    before = {path for path in store.root.rglob("*") if path.is_file()}
+
+    def check() -> None:
+        raise LeaseLostError("lease.json: taken over")
+
+    warnings: list[str] = []
+    mirror = build([tiny_grid[0]], warnings=warnings, check=check)
+    mirror.start()
+    assert not mirror.finish("KILLED")
+    assert warnings == [], "the run says it"
+    assert {path for path in store.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["mlflow_run_id", "mlflow_key"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_run_is_found_again_when_its_id_or_its_key_is_damaged(store, tiny_grid, finish, build, folder_of, name, how):
+    finish(store.runs("mirrored", "tiny"), tiny_grid[0])
+    build([tiny_grid[0]]).catch_up("FINISHED")
+    folder = folder_of(tiny_grid[0])
+    run_id = folder.mlflow_run_id.read_text()
+    damage(folder.path / name, how)
+    mirror = build([tiny_grid[0]])
+    mirror.children[trial_id(tiny_grid[0])].forget()
+    mirror.catch_up("FINISHED")
+    (run,) = [run for found, run in runs(store.mlflow_uri).items() if found == trial_id(tiny_grid[0])]
+    assert folder.mlflow_run_id.read_text() == run.info.run_id == run_id
+    assert read_key(folder.mlflow_run_id) == run.data.tags[KEY]
 
 
 def test_curves_are_read_forward_in_batches_of_whole_rows(tmp_path: Path):
