@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -9,6 +10,9 @@ from typing import Any, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
+TELL_EVERY_S = 45.0
 _RETRIES_OF_A_KILLED_WORKER = 2
 
 
@@ -34,7 +38,10 @@ class RayExecutor:
         running: list[Any] = [run.remote(shared, task) for task in islice(waiting, self.in_flight)]
         try:
             while running:
-                ready, running = ray.wait(running, num_returns=1)
+                ready, running = ray.wait(running, num_returns=1, timeout=TELL_EVERY_S)
+                if not ready:
+                    _log.warning("no task has ended for %.0f s: long ones, or CPUs that others hold", TELL_EVERY_S)
+                    continue
                 running.extend(run.remote(shared, task) for task in islice(waiting, 1))
                 yield ray.get(ready[0])
         except RayTaskError as error:

@@ -9,14 +9,22 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.layout import Store
+
+_log = logging.getLogger(__name__)
+
+_TELL_EVERY_S = 45.0
 _SESSION_PREFIX = "slotgrid-ray-"
 _LONGEST_SESSION_ROOT = (
     40  # characters; Ray's sockets lie 60 characters below it and the kernel's limit for a socket path is 107
@@ -72,6 +80,15 @@ class Cluster:
     cpus_now: float  # of the machines that are there: preparing data must not start GPU machines
     gpus: float
     nodes: int
+    elsewhere: bool = False  # has, or may grow to have, other machines than this one
+
+    def check_sees(self, store: Store) -> None:
+        """Raise ValueError when the store has its working folder here and other machines would work on it."""
+        if store.remote and self.elsewhere:
+            raise ValueError(
+                f"--store: the working folder of {store.remote} is on this machine, and {self.describe()} has others, which do not see it; "
+                "give a folder on a mount that all its machines share"
+            )
 
     def describe(self) -> str:
         """One line for people: "this machine: 2 CPUs"."""
@@ -138,7 +155,8 @@ def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
                 _attach(address, environment)
             yield describe_cluster("local" if local else address, local=local)
         finally:
-            ray.shutdown()
+            with _telling("closing Ray"):
+                ray.shutdown()
             if session is not None:
                 shutil.rmtree(session, ignore_errors=True)
 
@@ -152,7 +170,7 @@ def _start_local(session: Path) -> None:
     path = os.pathsep.join(
         dict.fromkeys([package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     )
-    with _environment({"PYTHONPATH": path}):
+    with _environment({"PYTHONPATH": path}), _signals_to_us_alone(), _telling("starting Ray"):
         ray.init(
             address="local",
             num_cpus=usable_cpus(),
@@ -165,33 +183,58 @@ def _start_local(session: Path) -> None:
         )
 
 
+@contextmanager
+def _signals_to_us_alone() -> Iterator[None]:
+    """Processes that are started in the block never hear SIGTERM and SIGHUP, nor do their children: only this process decides when they end.
+
+    They lie in this process's group or control group, to which terminals, batch systems and systemd send their signals, and without them no trial
+    could save. Blocked signals are inherited (Ray blocks SIGINT for its processes itself); they end by SIGKILL: when Ray is shut down, which
+    therefore takes 4 s more, and when this process dies, by the kernel. For this process a signal waits until the end of the block.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which exits with the signal's number
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _attach(address: str, environment: Mapping[str, str]) -> None:
     """Join the cluster at `address` ("host:port")."""
     _check_answers(address)
     import ray
 
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": dict(environment)},
-        )
+        with _telling(f"joining the Ray cluster at {address}"):
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": dict(environment)},
+            )
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}; {_UNSET}") from error
 
 
 def cluster_accelerators(address: str) -> list[str]:
-    """The types of GPU of the cluster at `address`, as Ray names them ("H100", "A100"). Raises ValueError when it does not answer."""
+    """The type of every GPU that the cluster at `address` has now, as Ray names it ("H100", "A100"). Raises ValueError when it does not answer."""
     with _environment(_HEAD_ENVIRONMENT | _QUIET_ENVIRONMENT):
         import ray
 
         _attach(address, {})
         try:
-            resources = ray.cluster_resources()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         finally:
             ray.shutdown()
-    return [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
+    return [
+        name.removeprefix(_ACCELERATOR)
+        for resources in nodes
+        for name in resources
+        if name.startswith(_ACCELERATOR)
+        for _ in range(int(resources.get("GPU", 0)))
+    ]
 
 
 def _check_answers(address: str) -> None:
@@ -211,6 +254,7 @@ def describe_cluster(address: str, *, local: bool) -> Cluster:
     from ray._private.state import state
 
     now = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
     # A cluster that scales by itself counts with what it can grow to: its GPUs come when trials wait for them.
     grown = {} if local else state.get_max_resources_from_cluster_config() or {}
     return Cluster(
@@ -219,7 +263,9 @@ def describe_cluster(address: str, *, local: bool) -> Cluster:
         cpus=max(now.get("CPU", 0.0), float(grown.get("CPU", 0.0))),
         cpus_now=now.get("CPU", 0.0),
         gpus=max(now.get("GPU", 0.0), float(grown.get("GPU", 0.0))),
-        nodes=sum(node["Alive"] for node in ray.nodes()),
+        nodes=len(alive),
+        elsewhere=not local
+        and (bool(grown) or any(node["NodeManagerHostname"] != socket.gethostname() for node in alive)),
     )
 
 
@@ -244,6 +290,22 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Say every now and then that this is still under way: Ray itself waits in silence, for up to minutes."""
+    ended, begun = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(_TELL_EVERY_S):
+            _log.warning("%s: not finished after %.0f s; Ctrl-C ends it", what, time.monotonic() - begun)
+
+    threading.Thread(target=tell, name="ray-telling", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ lease -> states -> (nothing left: report, exit) -> disk and devices -> Ray -> co
 from __future__ import annotations
 
 import errno
+import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ from orchestrator.failure_groups import print_failures
 from orchestrator.failures import Cause, left_alone
 from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder, public_uri
-from orchestrator.lease import Lease, hold_lease
+from orchestrator.lease import Claim, Lease, hold_lease
 from orchestrator.ledger import State, TrialState, move_stale_aside, read_states, set_damaged_aside
 from orchestrator.plan import trials_table
 from orchestrator.results import HEADLINE
@@ -53,11 +55,13 @@ def run_grid(
     rerun_stale: bool,
     retry: Collection[Cause] = (),
     capacities: Mapping[str, Capacity] | None = None,
+    within: Lease | None = None,
 ) -> int:
     """Train, score and compare every trial that is not done. Returns 0 when all are done, 1 when some failed.
 
     `grid`: what report and mirror are about, where `trials` are a part of it. `retry`: causes by which trials failed that would be left alone.
-    `capacities` by trial id, where the trials were planned for the hardware; the others run as the scale declares.
+    `capacities` by trial id, where the trials were planned for the hardware; the others run as the scale declares. `within`: the lease of the
+    bucket that the store is a working folder of.
 
     Raises ValueError for what the user can put right (stale trials, too few devices, no disk space, another driver at work) and
     KeyboardInterrupt when it was stopped by Ctrl-C or SIGTERM, after everything was left in order.
@@ -65,10 +69,10 @@ def run_grid(
     console = open_console(soft_wrap=True)
     run = store.runs(experiment.name, scale.label)
     grid, capacities = grid or trials, capacities or {}
-    with hold_lease(run) as lease, Stopping(run, console, lost=lease.lost.is_set) as stopping:
+    with hold_lease(run, within=within) as lease, Stopping(run, console, lost=lease.lost.is_set) as stopping:
         states = _set_stale_aside(run, trials, rerun_stale)
         to_run = [state.trial for state in states if state.state != "done" and not left_alone(state.cause, retry)]
-        mirror = _build_mirror(experiment, scale, grid, store, tracking_uri, console)
+        mirror = _build_mirror(experiment, scale, grid, store, tracking_uri, console, lease)
         if not to_run:
             console.print(_nothing_to_run(states))
             reported = _report(experiment, scale, run, grid, console)
@@ -103,12 +107,18 @@ def _nothing_to_run(states: Sequence[TrialState]) -> str:
 
 
 def _build_mirror(
-    experiment: Experiment, scale: Scale, trials: Sequence[TrialConfig], store: Store, uri: str | None, console: Console
+    experiment: Experiment,
+    scale: Scale,
+    trials: Sequence[TrialConfig],
+    store: Store,
+    uri: str | None,
+    console: Console,
+    lease: Lease,
 ) -> Mirror:
     def warn(message: str) -> None:
         console.print(f"[yellow]warning:[/] {escape(message)}")
 
-    return Mirror(experiment, scale, trials, store, uri=tracking_uri(uri, store), warn=warn)
+    return Mirror(experiment, scale, trials, store, uri=tracking_uri(uri, store), warn=warn, check=lease.check)
 
 
 def _set_stale_aside(run: RunFolder, trials: Sequence[TrialConfig], rerun_stale: bool) -> list[TrialState]:
@@ -152,8 +162,9 @@ def _train(
         return spread(execution, waiting=len(to_run), gpus=int(cluster.gpus))
 
     console.print("starting Ray ...")
-    with open_ray(use_gpu=scale.execution.use_gpu) as cluster:
+    with open_ray(use_gpu=scale.execution.use_gpu) as cluster, _ray_storage(run, lease) as storage:
         stopping.listen()
+        cluster.check_sees(store)
         widest = max((execution_of(trial) for trial in to_run), key=lambda e: e.workers / e.trials_per_gpu)
         concurrent = concurrent_trials(cluster, widest)
         if scale.max_concurrent:
@@ -161,8 +172,7 @@ def _train(
         executor = RayExecutor(in_flight=max(1, int(cluster.cpus_now)))
         prepared = prepare(scale, to_run, store, executor, console, corpus=corpus)
         lease.check()
-        storage = run.path / "ray"
-        orders = _order_trials(scale, to_run, trials, run, execution_of, prepared, storage=storage)
+        orders = _order_trials(scale, to_run, trials, run, execution_of, prepared, lease.claim, storage=storage)
         console.print(f"{len(orders)} trials to run, {min(concurrent, len(orders))} at a time, on {cluster.describe()}")
         before = {first.trial_id: TrialFolder(first.folder) for order in orders for first in order.first}
         if before:
@@ -177,6 +187,18 @@ def _train(
         raise KeyboardInterrupt
 
 
+@contextmanager
+def _ray_storage(run: RunFolder, lease: Lease) -> Iterator[Path]:
+    """Where Ray is to write: a folder of this driver alone, that of another one which takes over is not for this one to remove."""
+    folder = run.path / "ray"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run's
+    try:
+        yield folder / lease.holder.token[:8]
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def _order_trials(
     scale: Scale,
     to_run: Sequence[TrialConfig],
@@ -184,6 +206,7 @@ def _order_trials(
     run: RunFolder,
     execution_of: Callable[[TrialConfig], Execution],
     prepared: Mapping[EncoderConfig, PreparedData],
+    claim: Claim,
     *,
     storage: Path,
 ) -> list[TrialOrder]:
@@ -215,6 +238,7 @@ def _order_trials(
                 first=tuple(order for order in first if order),
                 aligned_adapter=aligned_adapter(run, trial),
                 stop_file=run.stop,
+                claim=claim,
             )
         )
     return orders

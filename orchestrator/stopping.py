@@ -1,21 +1,25 @@
-"""Ctrl-C, SIGTERM or a lost lease -> how a run ends: every running trial saves a checkpoint first, or everything ends at once.
+"""Ctrl-C, SIGTERM, a closed terminal or a lost lease -> how a run ends: every running trial saves a checkpoint first, or everything ends at once.
 
     first signal while trials run                    `stop.json` appears: running trials save and end, no new one begins
     second signal; any signal before and after;      KeyboardInterrupt in the main thread
     a lost lease; a trial that does not save
     Ray, MLflow or a disk that does not let go       the process ends without them after `LAST_RESORT_S`
 
-A terminal sends Ctrl-C to its whole foreground process group. Ray's own processes block SIGINT and its workers lead process groups of their own
-(ray 2.60), so only this process hears it.
+Who signals often signals more than this process, and more than once. Terminals and batch systems mean the whole process group; Ray's processes hear
+nothing of it (`orchestrator.ray_session`). `timeout` sends SIGTERM to its child and then to the child's group; a terminal that is closed sends
+SIGHUP, and the shell in it does so again: these count as one signal.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +44,9 @@ _KICK_S = 3.0
 """Between two interrupts of a main thread that has not left the trials: one that arrives in a callback of Ray is swallowed there."""
 _SAVING_S = 5.0
 """What saving a checkpoint and ending the workers takes, roughly; for the estimate that is printed."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO_S = 1.0
+"""A SIGTERM this soon after another is the same one; people press Ctrl-C twice, programs send SIGTERM twice."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopping:
@@ -49,7 +55,7 @@ class Stopping:
     def __init__(self, run: RunFolder, console: Console, *, lost: Callable[[], bool]) -> None:
         """`lost`: whether another driver has taken the run folder over."""
         self._run, self._console, self._lost = run, console, lost
-        self._signals = 0
+        self._heard: dict[int, float] = {}  # signal -> when it last came, by the monotonic clock
         self._at_once = False  # whether the next signal ends everything, though it is the first
         self._leaving: float | None = None  # since when, by the monotonic clock
         self._kicked = 0.0
@@ -80,12 +86,12 @@ class Stopping:
     @property
     def requested(self) -> bool:
         """Whether somebody asked the run to stop."""
-        return self._signals > 0
+        return bool(self._heard)
 
     def listen(self) -> None:
-        """Take the signals; again after Ray has started, which sets a handler of its own for SIGTERM. An ignored SIGINT (nohup, &) stays so."""
+        """Take the signals; again after Ray has started, which sets a handler of its own for SIGTERM. Ignored ones (nohup, &) stay so."""
         for number in _SIGNALS:
-            ignored = number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN
+            ignored = number != signal.SIGTERM and signal.getsignal(number) == signal.SIG_IGN
             if self._main and not ignored:
                 signal.signal(number, self._handle)
 
@@ -100,11 +106,19 @@ class Stopping:
                 self._read = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals, in the main thread. The rest is the watching thread's: a handler must not wait for a lock."""
-        self._signals += 1
-        if self._at_once or self._read is None or self._signals > 1:
-            self._kicked = time.monotonic()
-            self._leaving = self._leaving or self._kicked
+        """The handler of the signals, in the main thread. The rest is the watching thread's: a handler must not wait for a lock."""
+        now, before = time.monotonic(), self._heard
+        self._heard = {**before, number: now}
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
+            if number in before:
+                return
+        elif number == signal.SIGTERM and not self._at_once and now - before.get(number, -math.inf) < _ECHO_S:
+            return
+        again = number != signal.SIGHUP and bool(before)
+        if self._at_once or self._read is None or again:
+            self._kicked = now
+            self._leaving = self._leaving or now
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -119,7 +133,7 @@ class Stopping:
             return
         if self._leaving is not None or self._lost():
             self._interrupt(now)
-        elif self._signals and self._deadline is None:
+        elif self.requested and self._deadline is None:
             self._ask_to_save(now)
         elif self._deadline is not None and not self._find_saving():
             self._interrupt(now)
@@ -171,3 +185,15 @@ class Stopping:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
+
+
+def _leave_closed_terminal() -> None:
+    """Let what is still printed to a terminal that is gone vanish, instead of ending the run with an error of its own."""
+    for stream in (1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)

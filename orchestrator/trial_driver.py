@@ -38,6 +38,7 @@ from orchestrator.failures import (
 )
 from orchestrator.identity import read_config
 from orchestrator.layout import TrialFolder
+from orchestrator.lease import Claim
 from orchestrator.results import Failure, describe_failure, find_failure, read_status, step_reached, write_failure
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ class TrialOrder:
     first: tuple[TrialOrder, ...] = ()  # what must have ended well before, in this order; several trials may share it
     aligned_adapter: Path | None = None  # what an alignment stage leaves
     stop_file: Path | None = None  # while it exists, nothing new is begun and what runs saves and stops
+    claim: Claim | None = (
+        None  # of the run's driver: without the lease no attempt is opened, it would fence off another driver's
+    )
     earlier_attempts: int = 0  # of a canary, of an alignment stage: those before this run, whose failures are history
     policies: Mapping[Cause, Policy] = field(default_factory=lambda: POLICIES)
 
@@ -118,7 +122,7 @@ def drive_trial(order: TrialOrder) -> End:
     """Run attempts of one trial until one ends well, it has failed, was asked to stop or is superseded. Never raises for a failed trial."""
     try:
         for before in order.first:
-            end = _end_of(replace(before, stop_file=order.stop_file))
+            end = _end_of(replace(before, stop_file=order.stop_file, claim=order.claim))
             if end == "failed":
                 _fail_with(order, before)
             if end != "done":
@@ -195,7 +199,7 @@ def _run_attempts(order: TrialOrder) -> End:
     execution = resumed_execution(order, config.budget.batch_size)
     idle: Counter[Cause] = Counter()
     begins, had_devices = order.role == "trial", False
-    while not order.stopping:
+    while not order.stopping and not (order.claim and order.claim.is_lost()):
         got_to = _progress(trial)
         attempt = open_attempt(trial, devices=order.devices, execution=execution)
         end = _attempt(replace(order, execution=execution), attempt, config, begins=begins)

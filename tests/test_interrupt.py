@@ -1,10 +1,12 @@
-"""Ctrl-C on a real terminal and SIGTERM: running trials save first, nothing is left behind, and the rerun ends as if nothing had happened."""
+"""Ctrl-C on a real terminal, SIGTERM, a closed terminal: running trials save first, nothing is left behind, the rerun ends as if nothing had been."""
 
 import contextlib
 import fcntl
 import json
 import os
 import pty
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +14,16 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
+from data.atomic import write_sealed_json
+from orchestrator.attempts import open_attempt
+from orchestrator.layout import RunFolder
+from orchestrator.lease import Holder
 from stand_ins.grids import SCRIPT, environment, grid, run_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,12 +50,14 @@ class Terminal:
             preexec_fn=_as_a_shell_does,
         )
         self._slave = slave  # kept open: the terminal outlives the command
-        threading.Thread(target=self._read, daemon=True).start()
+        self._gone = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while piece := os.read(self._master, 65536):
-                self._text += piece
+        while not self._gone.is_set():
+            if select.select([self._master], [], [], 0.1)[0]:
+                self._text += os.read(self._master, 65536)
 
     @property
     def text(self) -> str:
@@ -62,12 +71,19 @@ class Terminal:
         same = termios.tcgetattr(self._slave) == self._before
         return same and self.text.rfind(SHOW_CURSOR) >= self.text.rfind(HIDE_CURSOR)
 
+    def hang_up(self) -> None:
+        """Close the window: the kernel sends SIGHUP to the foreground process group, and what is written from now on fails."""
+        if not self._gone.is_set():
+            self._gone.set()
+            self._reader.join()
+            os.close(self._master)
+
     def close(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self.hang_up()
         os.close(self._slave)
-        os.close(self._master)
 
 
 @pytest.fixture
@@ -147,7 +163,7 @@ def test_ctrl_c_twice_ends_at_once(unfinished: Path, terminal: Terminal) -> None
     time.sleep(0.1)
     terminal.press(CTRL_C)
     begun = time.monotonic()
-    assert terminal.process.wait(timeout=15) == 3
+    assert terminal.process.wait(timeout=30) == 3
     print(f"two Ctrl-C: {time.monotonic() - begun:.1f} s")
     assert "to resume: python" in terminal.text and terminal.is_as_before()
     assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
@@ -163,8 +179,20 @@ def test_ctrl_c_before_trials_run_ends_at_once(unfinished: Path, terminal: Termi
     assert not (run_folder(unfinished) / "stop.json").exists()
 
 
-def test_sigterm_saves_too(unfinished: Path) -> None:
-    """What a batch system sends to the process that it started."""
+def test_a_closed_terminal_saves_too(unfinished: Path, terminal: Terminal) -> None:
+    """A window that is closed, an ssh connection that drops."""
+    wait_until(lambda: trains(unfinished), terminal.process)
+    children = processes_of(terminal.process)
+    terminal.hang_up()
+    assert terminal.process.wait(timeout=60) == 3, "nobody reads the message, but a script may read the exit code"
+    assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
+    assert_saved_where_it_stopped(unfinished)
+    assert (run_folder(unfinished) / "report.md").exists()
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the process", "to all processes"])
+def test_sigterm_saves_too(smoke: Path, unfinished: Path, to_all: bool) -> None:
+    """What a batch system sends: to the process that it started, to its process group, or to all that came of it, as systemd does."""
     with subprocess.Popen(
         [sys.executable, str(SCRIPT), "--scale", "smoke"],
         cwd=unfinished,
@@ -175,8 +203,72 @@ def test_sigterm_saves_too(unfinished: Path) -> None:
         start_new_session=True,
     ) as process:
         wait_until(lambda: trains(unfinished), process)
-        process.send_signal(signal.SIGTERM)
+        children = processes_of(process)
+        if to_all:
+            os.killpg(process.pid, signal.SIGTERM)
+            for child in children:
+                child.send_signal(signal.SIGTERM)
+        else:
+            process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 3, out[-3000:]
     assert "stopping: every trial saves a checkpoint first" in out and "to resume: python" in out
+    assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
     assert_saved_where_it_stopped(unfinished)
+    if to_all:
+        done = grid("--scale", "smoke", cwd=unfinished)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert (run_folder(unfinished) / "results.csv").read_bytes() == (run_folder(smoke) / "results.csv").read_bytes()
+
+
+def files_of(run: Path) -> dict[Path, tuple[int, int]]:
+    """Inode and time of every file but the lease's."""
+    found = {}
+    for path in run.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith("lease."):
+                found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
+
+
+def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(smoke: Path, unfinished: Path) -> None:
+    """A laptop that was closed, a paused machine: meanwhile a driver on another machine has taken over."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--scale", "smoke"],
+        cwd=unfinished,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        run = RunFolder(run_folder(unfinished))
+        wait_until(lambda: trains(unfinished), process)
+        children = processes_of(process)
+        process.send_signal(signal.SIGSTOP)
+        other = Holder(pid=1, host="elsewhere", token="other", since=time.time(), heartbeat=time.time())
+        write_sealed_json(run.lease, asdict(other))
+        lease = run.lease.read_bytes()
+        shutil.rmtree(run.path / "ray")
+        (run.path / "ray" / "other").mkdir(parents=True)
+        (run.path / "ray" / "other" / "state").touch()
+        attempts = [open_attempt(run.trial(name), devices=1) for name in statuses(unfinished)]
+        time.sleep(5)  # the first one's workers are fenced off; its drivers wait for their head
+        before = files_of(run.path)
+        process.send_signal(signal.SIGCONT)
+        begun = time.monotonic()
+        out, _ = process.communicate(timeout=60)
+    print(f"after SIGCONT: {time.monotonic() - begun:.1f} s")
+    assert process.returncode == 2, out[-3000:]
+    assert "taken over by process 1 on elsewhere" in out and "Traceback" not in out
+    after = files_of(run.path)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert not changed and run.lease.read_bytes() == lease
+    for attempt in attempts:
+        attempt.check_current()
+    assert psutil.wait_procs(children, timeout=15)[1] == [], "processes are left behind"
+
+    run.lease.unlink()  # the other one is killed
+    done = grid("--scale", "smoke", cwd=unfinished)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert run.results_csv.read_bytes() == (run_folder(smoke) / "results.csv").read_bytes()

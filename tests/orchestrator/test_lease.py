@@ -142,3 +142,17 @@ def test_a_driver_that_was_taken_over_is_told_and_does_not_end_the_new_lease(
         with pytest.raises(LeaseLostError, match=f"taken over by {by}"):
             lease.check()
     assert run.lease.exists() == (taken == "over")
+
+
+def test_whoever_loses_the_wider_lease_has_lost_the_narrower(
+    run: RunFolder, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_LOOK_EVERY_S", 0.1)
+    wider = store.runs("bucket", "tiny")
+    with hold_lease(wider) as outer, hold_lease(run, within=outer) as inner:
+        inner.check()
+        tell(wider, heartbeat=0, token="new")
+        assert inner.lost.wait(5)
+        with pytest.raises(LeaseLostError, match=f"{wider.lease}: taken over by process 1 on elsewhere"):
+            inner.check()
+    assert wider.lease.exists()

@@ -85,6 +85,7 @@ def test_a_plan_is_made_for_the_gpus_of_the_cluster_that_is_named(tmp_path: Path
         assert cluster.stdin and cluster.stdout
         address = cluster.stdout.readline().strip()
         plan = [sys.executable, "experiments/grid.py", "plan", "--scale", "small", "--store", str(tmp_path), "--json"]
+        plan += ["--seeds", "4"]
         done = subprocess.run(
             plan, cwd=ROOT, env=environment | {"RAY_ADDRESS": address}, capture_output=True, text=True
         )
@@ -92,3 +93,5 @@ def test_a_plan_is_made_for_the_gpus_of_the_cluster_that_is_named(tmp_path: Path
     assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     assert {trial["capacity"]["hardware"] for trial in trials} == {"h100-80g"}, done.stderr
+    sharing = {trial["capacity"]["execution"]["trials_per_gpu"] for trial in trials}
+    assert (len(trials), sharing) == (12, {2}), "on four GPUs; on eight, two to a GPU would leave some idle"

@@ -74,7 +74,7 @@ def wait_for(condition, seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_lets_trials_save_and_then_ends_the_run(
     watched: Watched, attempt: Attempt, number: signal.Signals
 ) -> None:
@@ -98,6 +98,34 @@ def test_the_second_signal_ends_the_run_at_once(watched: Watched, attempt: Attem
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
         raise AssertionError("it went on")
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGHUP,) * 2, (signal.SIGTERM, signal.SIGHUP)])
+def test_what_a_program_sends_twice_is_one_signal(
+    watched: Watched, attempt: Attempt, numbers: tuple[signal.Signals, ...]
+) -> None:
+    """`timeout` sends SIGTERM to its child and to the child's group; the kernel and the shell send SIGHUP; systemd sends both."""
+    with pytest.raises(KeyboardInterrupt), watched.stopping as stopping, stopping.trials(watched.read):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        wait_for(watched.run.stop.exists)
+        time.sleep(0.2)  # the trial saves
+        os.kill(os.getpid(), signal.SIGINT)  # somebody who means it
+        time.sleep(5)
+        raise AssertionError("it went on")
+
+
+def test_after_a_hangup_what_is_left_is_done_in_peace(watched: Watched) -> None:
+    with pytest.raises(KeyboardInterrupt), watched.stopping:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)  # the shell's
+            watched.run.path.mkdir(parents=True, exist_ok=True)
+            watched.run.report_md.write_text("# report")
+    assert watched.run.report_md.exists()
 
 
 def test_with_nothing_to_save_it_ends_at_once(watched: Watched, run: RunFolder) -> None:
@@ -168,14 +196,16 @@ def test_the_handlers_before_are_back_and_an_old_stop_file_is_gone(watched: Watc
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_what_is_run_by_nohup_goes_on(watched: Watched) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_run_by_nohup_goes_on(watched: Watched, number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with watched.stopping as guard:
-            os.kill(os.getpid(), signal.SIGINT)
+            guard.listen()
+            os.kill(os.getpid(), number)
             assert not guard.requested
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_beside_the_main_thread_it_does_nothing(run: RunFolder, attempt: Attempt) -> None:

@@ -14,6 +14,7 @@ from orchestrator.attempts import open_attempt
 from orchestrator.failures import hold_siblings
 from orchestrator.identity import fingerprint, trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder
+from orchestrator.lease import LeaseFile, hold_lease
 from orchestrator.ledger import read_state
 from orchestrator.results import Failure, find_failure, write_failure
 from orchestrator.trial_driver import TrialOrder, drive_trial, resumed_execution
@@ -51,6 +52,15 @@ def order_of(run: RunFolder, config: TrialConfig, **changes) -> TrialOrder:
 def test_nothing_begins_while_the_run_stops(run: RunFolder, order: TrialOrder):
     run.stop.touch()
     assert drive_trial(order) == "interrupted"
+    assert not TrialFolder(order.folder).attempts.exists()
+
+
+def test_nothing_begins_for_a_run_that_another_driver_has_taken_over(run: RunFolder, order: TrialOrder):
+    with hold_lease(run) as mine:
+        order = replace(order, claim=mine.claim)
+        run.lease.unlink()
+        LeaseFile(run.lease).write(replace(mine.holder, token="another", host="elsewhere"))
+        assert drive_trial(order) == "interrupted"
     assert not TrialFolder(order.folder).attempts.exists()
 
 
