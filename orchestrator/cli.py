@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from orchestrator.bucket import BucketError
+from orchestrator.bucket_run import refresh
 from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
 from orchestrator.failures import CAUSES
@@ -58,7 +60,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
 
 def report_error(error: ValueError | OSError) -> int:
     """Tell a user's error in one line on stderr and return exit code 2; raise again what no user can put right."""
-    if isinstance(error, OSError) and not (isinstance(error, FileNotFoundError) and error.errno is None):
+    ours = isinstance(error, BucketError) or (isinstance(error, FileNotFoundError) and error.errno is None)
+    if isinstance(error, OSError) and not ours:
         if error.errno not in _USERS_OS_ERRORS:
             raise error
         where = f"{error.filename}: " if error.filename else ""
@@ -105,8 +108,9 @@ def _parser(experiment: Experiment) -> OneLineParser:
     parser.add_argument(
         "--store",
         default=os.environ.get("SLOTGRID_STORE", str(DEFAULT_STORE)),
-        metavar="PATH",
-        help="folder of everything (default: SLOTGRID_STORE, else ./runs)",
+        metavar="PATH|URI",
+        help="folder of everything (default: SLOTGRID_STORE, else ./runs), or a bucket as its home: s3://bucket/prefix, gs:// or abfs://; "
+        "one machine at a time works on it, in a folder below SLOTGRID_CACHE (default: ~/.cache/slotgrid)",
     )
     parser.add_argument(
         "--corpus",
@@ -164,10 +168,11 @@ def _understand(experiment: Experiment, arguments: Sequence[str]) -> Request:
     scale, scale_line = choose_scale(options.scale)
     if options.hardware and not scale.execution.use_gpu:
         raise ValueError(f"--hardware: scale {scale.name} uses no GPU; --scale small or --scale paper do")
-    store = open_store(options.store)
+    store = open_store(options.store, buckets=True)
     if options.corpus is not None:
         scale = scale.on(describe_corpus(find_corpus(options.corpus, store)))
         scale_line += f"; corpus: {options.corpus}"
+    refresh(store, store.runs(experiment.name, scale.label))
     seeds = options.seeds or max(scale.seeds, planned_seeds(store.runs(experiment.name, scale.label)))
     grid = check_trials(experiment.declare(scale, seeds))
     return Request(
@@ -198,5 +203,6 @@ def _given(options: argparse.Namespace, parser: OneLineParser) -> list[str]:
     for name in ("scale", "corpus", "store", "tracking_uri", "seeds", "hardware"):
         value = getattr(options, name)
         if value != parser.get_default(name):
-            words += [f"--{name.replace('_', '-')}", public_uri(str(value))]
+            # a store's URI has no password, but may name a container before an @
+            words += [f"--{name.replace('_', '-')}", str(value) if name == "store" else public_uri(str(value))]
     return words + (["--only", *options.only] if options.only else [])

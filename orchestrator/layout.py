@@ -8,18 +8,24 @@
         canaries/<foundation>/report.json and what a trial leaves
         alignments/<foundation>.seed<n>/{adapter.safetensors,alignment.json} and what a trial leaves
 
+A store in a bucket has a working folder with this layout on the machine that drives it (`orchestrator.replica`).
 Nothing here reads or creates a file; only attempts are listed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from model.configs import CorpusRef
 
 DEFAULT_STORE = Path("runs")
+_SECRET = re.compile("key|token|secret|passw|sig", re.IGNORECASE)
+"""In the name of a URI's query parameter."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ class Store:
     """The folder that everything lies in, absolute: workers on other machines are given its path."""
 
     root: Path
+    remote: str | None = None  # the URI of the bucket that `root` is a working folder of
 
     @property
     def corpora(self) -> Path:
@@ -219,13 +226,36 @@ def public_uri(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def open_store(location: str | Path = DEFAULT_STORE) -> Store:
-    """The store at a folder path. Raises ValueError for what is not a folder: an object-store URI, a file."""
+def open_store(location: str | Path = DEFAULT_STORE, *, buckets: bool = False) -> Store:
+    """The store at a folder path or, where `buckets` says that this command can, at the URI of an object store.
+
+    Raises ValueError for what is neither: a file, a URI without a bucket, with credentials in it, or where a folder is needed.
+    """
     if "://" in str(location):
-        raise ValueError(
-            f"--store: {location} is a URI; give a folder, for a cluster one on a mount that all its machines share"
-        )
+        if not buckets:
+            raise ValueError(
+                f"--store: {public_uri(str(location))} is a URI; this command works on a folder, only experiments keep their store in a bucket"
+            )
+        return _open_bucket_store(str(location))
     root = Path(location).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise ValueError(f"--store: {root} is a file; give a folder")
     return Store(root)
+
+
+def _open_bucket_store(uri: str) -> Store:
+    """The working folder of a bucket: `<cache>/stores/<last part of the prefix>-<hash of the URI>`."""
+    parts = urlsplit(uri)
+    named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(name)]
+    if named or parts.password is not None or (parts.scheme == "s3" and parts.username is not None):
+        raise ValueError(
+            "--store: the URI holds credentials, which would be written to logs and files; leave them out and set them in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_KEY)"
+        )
+    path = PurePosixPath(parts.path.strip("/"))
+    if ".." in path.parts or not (parts.netloc or parts.scheme == "file") or not (parts.netloc + str(path)).strip("."):
+        raise ValueError(f"--store: {uri} names no bucket; give e.g. s3://bucket/prefix")
+    identity = urlunsplit(parts._replace(query="", fragment="")).rstrip("/")
+    cache = Path(os.environ.get("SLOTGRID_CACHE", "~/.cache/slotgrid")).expanduser().absolute()
+    name = f"{path.name or parts.netloc}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return Store(cache / "stores" / name, remote=uri)

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.configs import TrialConfig
+from orchestrator.bucket_run import drive_bucket, read_bucket_holder
 from orchestrator.disk import print_survey, survey_disk, survey_to_json
 from orchestrator.experiment import Experiment
 from orchestrator.failures import Cause
@@ -79,6 +81,10 @@ def _say(request: Request, text: str) -> None:
     request.console.print(escape(text), soft_wrap=True)
 
 
+def _teller(request: Request) -> Callable[[str], None]:
+    return partial(request.console.print, soft_wrap=True)
+
+
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -90,22 +96,24 @@ def run_verb(request: Request) -> int:
         raise LeaseHeldError(
             f"{request.run.lease}: another driver is at work here ({holder.describe()}); wait for it or stop it"
         )
-    plan = _plan(request)
-    plan.check()
-    write_plan(plan)
-    from orchestrator.run import run_grid
+    with drive_bucket(request.store, request.run, request.trials, _teller(request)) as bucket:
+        plan = _plan(request)
+        plan.check()
+        write_plan(plan)
+        from orchestrator.run import run_grid
 
-    return run_grid(
-        request.experiment,
-        request.scale,
-        request.trials,
-        request.store,
-        tracking_uri=request.tracking_uri,
-        rerun_stale=request.rerun_stale,
-        grid=request.grid,
-        retry=request.retry,
-        capacities=plan.capacities,
-    )
+        return run_grid(
+            request.experiment,
+            request.scale,
+            request.trials,
+            request.store,
+            tracking_uri=request.tracking_uri,
+            rerun_stale=request.rerun_stale,
+            grid=request.grid,
+            retry=request.retry,
+            capacities=plan.capacities,
+            within=bucket,
+        )
 
 
 def plan_verb(request: Request) -> int:
@@ -139,7 +147,7 @@ def status_verb(request: Request) -> int:
     """Show how far every trial is. Reads files only, also while another process runs the grid."""
     if request.disk:
         return _disk(request)
-    holder = read_holder(request.run)
+    holder = read_holder(request.run) or read_bucket_holder(request.store, request.run)
     plan = _plan(request)
     if request.json:
         _print_json({**status_to_json(plan), "driver": asdict(holder) if holder else None})
@@ -239,9 +247,14 @@ def doctor_verb(request: Request) -> int:
     if not request.json:
         _say(request, request.scale_line)
     if request.repair:
-        outcome = repair(*about)
+        with drive_bucket(request.store, request.run, request.trials, _teller(request)):
+            outcome = repair(*about)
         found, left = outcome.found, outcome.left
     else:
+        if holder := read_bucket_holder(request.store, request.run):
+            raise LeaseHeldError(
+                f"{request.store.remote}: a driver is at work here ({holder.describe()}); doctor looks at what nobody changes meanwhile"
+            )
         found = left = examine(*about)
     if request.json:
         _print_json({"found": examination_to_json(found), "left": examination_to_json(left)})

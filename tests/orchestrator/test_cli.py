@@ -74,11 +74,11 @@ def test_an_unknown_scale_lists_the_scales(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_store_that_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(GRID, ["plan", "--scale", "smoke", "--store", "s3://bucket/runs"]) == 2
+    assert slotgrid(["data", "stats", "calls", "--store", "s3://bucket/runs"]) == 2
     (tmp_path / "file").touch()
     assert main(GRID, ["plan", "--scale", "smoke", "--store", str(tmp_path / "file")]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert "s3://bucket/runs is a URI" in first and "is a file; give a folder" in second
+    assert "s3://bucket/runs is a URI; this command works on a folder" in first and "is a file; give a folder" in second
 
 
 def test_the_plan_ends_with_the_command_that_runs_it(call, monkeypatch: pytest.MonkeyPatch) -> None:
