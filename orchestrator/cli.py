@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from orchestrator.bucket import BucketError
-from orchestrator.bucket_run import refresh
+from orchestrator.bucket.drive import refresh
+from orchestrator.bucket.objects import BucketError
 from orchestrator.corpora import describe_corpus, find_corpus
 from orchestrator.experiment import Experiment
 from orchestrator.failures import CAUSES

@@ -8,7 +8,7 @@
         canaries/<foundation>/report.json and what a trial leaves
         alignments/<foundation>.seed<n>/{adapter.safetensors,alignment.json} and what a trial leaves
 
-A store in a bucket has a working folder with this layout on the machine that drives it (`orchestrator.replica`).
+A store in a bucket has a working folder with this layout on the machine that drives it (`orchestrator.bucket`).
 Nothing here reads or creates a file; only attempts are listed.
 """
 

@@ -2,7 +2,7 @@
 
 No clock is trusted: on one machine the kernel's lock decides, and of a driver on another machine whose heartbeat looks old, or lies in the
 future, it is watched whether it moves before it is taken for dead. Where the lease is written is a `LeasePlace`: a file, or an object
-(`orchestrator.replica`).
+(`orchestrator.bucket`).
 """
 
 from __future__ import annotations

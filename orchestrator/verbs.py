@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.configs import TrialConfig
-from orchestrator.bucket_run import drive_bucket, read_bucket_holder
+from orchestrator.bucket.drive import drive_bucket, read_bucket_holder
 from orchestrator.disk import print_survey, survey_disk, survey_to_json
 from orchestrator.experiment import Experiment
 from orchestrator.failures import Cause

@@ -5,7 +5,7 @@ import time
 
 from data.metric_lines import MetricRow, metric_line
 from model.checkpoint_folder import commit_checkpoint, new_checkpoint
-from orchestrator import bucket_run
+from orchestrator.bucket import drive
 from orchestrator.layout import TrialFolder, open_store
 
 
@@ -23,10 +23,10 @@ def save_step(folder: TrialFolder, step: int, seed: str = "", size: int = 1) -> 
 
 def drive_until_killed(uri: str, trial: str) -> None:
     """Save a checkpoint every few tenths of a second."""
-    bucket_run.SETTLE_S, bucket_run.PASS_EVERY_S = 0.1, 0.1
+    drive.SETTLE_S, drive.PASS_EVERY_S = 0.1, 0.1
     store = open_store(uri, buckets=True)
     run = store.runs("grid", "smoke")
-    with bucket_run.drive_bucket(store, run, [], print):
+    with drive.drive_bucket(store, run, [], print):
         for step in range(10, 10_000, 10):
             save_step(run.trial(trial), step, size=20_000)
             time.sleep(0.2)

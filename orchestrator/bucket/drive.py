@@ -18,12 +18,12 @@ from pathlib import Path
 from rich.markup import escape
 
 from model.configs import TrialConfig
-from orchestrator.bucket import Bucket, LeaseObject
+from orchestrator.bucket.names import LEASE
+from orchestrator.bucket.objects import Bucket, LeaseObject
+from orchestrator.bucket.prepared import prepared_for
+from orchestrator.bucket.replica import Replica
 from orchestrator.layout import RunFolder, Store
 from orchestrator.lease import Holder, Lease, LeaseLostError, hold_lock, hold_place, is_fresh, lock_file
-from orchestrator.prepared_replica import prepared_for
-from orchestrator.replica import Replica
-from orchestrator.replica_files import LEASE
 
 PASS_EVERY_S = 5.0
 """Between two looks for checkpoints and results."""

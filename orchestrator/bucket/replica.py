@@ -20,10 +20,7 @@ from pathlib import Path
 
 from data.atomic import file_sha256, read_sealed_json, write_sealed_json
 from model.checkpoint_folder import COMMIT_FILE
-from orchestrator.bucket import APART_S, Bucket, Version
-from orchestrator.layout import RunFolder, Store
-from orchestrator.prepared_replica import PreparedReplica
-from orchestrator.replica_files import (
+from orchestrator.bucket.names import (
     CONFIG,
     DERIVED,
     GENERATION,
@@ -39,6 +36,9 @@ from orchestrator.replica_files import (
     scan,
     trial_of,
 )
+from orchestrator.bucket.objects import APART_S, Bucket, Version
+from orchestrator.bucket.prepared import PreparedReplica
+from orchestrator.layout import RunFolder, Store
 
 GROWING_EVERY_S = 30.0
 """Between two puts of logs, curves and other files that grow, where nothing of their trial has been committed meanwhile."""
@@ -55,7 +55,7 @@ class Entry:
     sha256: str
     size: int
     mtime_ns: int  # of the file
-    second: int  # of the object, as in `orchestrator.bucket.Version`
+    second: int  # of the object, as in `orchestrator.bucket.objects.Version`
 
     def is_of(self, version: Version) -> bool:
         """Whether the object is still the one that was put or fetched."""
@@ -74,7 +74,7 @@ class Replica:
     """One run folder and what its trials read, here and in the bucket. One process at a time may work with it."""
 
     def __init__(self, bucket: Bucket, store: Store, run: RunFolder, prepared: Sequence[str] = ()) -> None:
-        """`prepared`: patterns, as `orchestrator.prepared_replica.prepared_for` makes them."""
+        """`prepared`: patterns, as `orchestrator.bucket.prepared.prepared_for` makes them."""
         self._bucket, self._root, self._run = bucket, store.root, run
         self._prepared = PreparedReplica(bucket, store.root, prepared, moved=self._count)
         self._name = run.path.name

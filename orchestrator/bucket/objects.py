@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from data.atomic import atomic_open
+from orchestrator.bucket.names import folder_of
 from orchestrator.lease import Holder, LeaseFile
 from orchestrator.redaction import redact
-from orchestrator.replica_files import folder_of
 
 CHUNK_BYTES = 8 * 1024**2
 """What a transfer holds in memory; an object up to this size is sent by one request."""

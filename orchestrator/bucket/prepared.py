@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from model.configs import TrialConfig
-from orchestrator.bucket import Bucket, Version
+from orchestrator.bucket.names import folder_of, order_of
+from orchestrator.bucket.objects import Bucket, Version
 from orchestrator.layout import Store
-from orchestrator.replica_files import folder_of, order_of
 
 
 def prepared_for(trials: Iterable[TrialConfig], store: Store) -> list[str]:

@@ -23,18 +23,18 @@ from model.checkpoint_folder import (
     whole_checkpoints,
 )
 from model.configs import TrialConfig
-from orchestrator.bucket import Bucket, LeaseObject, explain
-from orchestrator.bucket_run import drive_bucket, read_bucket_holder, refresh
+from orchestrator.bucket.drive import drive_bucket, read_bucket_holder, refresh
+from orchestrator.bucket.names import scan
+from orchestrator.bucket.objects import Bucket, LeaseObject, explain
+from orchestrator.bucket.prepared import prepared_for
+from orchestrator.bucket.replica import Replica
 from orchestrator.cli import main
 from orchestrator.experiment import Experiment
 from orchestrator.identity import trial_id, write_config
 from orchestrator.layout import RunFolder, Store, TrialFolder, open_store
 from orchestrator.lease import LEASE_EXPIRES_S, Holder, LeaseHeldError, LeaseLostError, hold_lease, hold_place
 from orchestrator.ledger import move_stale_aside, read_state, read_states
-from orchestrator.prepared_replica import prepared_for
 from orchestrator.ray_session import Cluster
-from orchestrator.replica import Replica
-from orchestrator.replica_files import scan
 from orchestrator.results import Failure
 from orchestrator.scales import SCALES, Scale
 from stand_ins.grids import ROOT, SCRIPT, environment, grid, run_folder
@@ -85,11 +85,11 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.replica.APART_S", 0.0)
-    monkeypatch.setattr("orchestrator.replica.GROWING_EVERY_S", 0.1)
-    monkeypatch.setattr("orchestrator.bucket._LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("orchestrator.bucket.replica.APART_S", 0.0)
+    monkeypatch.setattr("orchestrator.bucket.replica.GROWING_EVERY_S", 0.1)
+    monkeypatch.setattr("orchestrator.bucket.objects._LOOK_EVERY_S", 0.2)
     for name, seconds in {"PASS_EVERY_S": 0.1, "SETTLE_S": 0.1, "_CHECK_EVERY_S": 0.0}.items():
-        monkeypatch.setattr(f"orchestrator.bucket_run.{name}", seconds)
+        monkeypatch.setattr(f"orchestrator.bucket.drive.{name}", seconds)
 
 
 def replica_of(store: Store, *, prepared: list[str] | None = None, bucket: Bucket | None = None) -> Replica:
@@ -426,8 +426,8 @@ def test_after_a_kill_this_machine_and_any_other_go_on(
 def test_while_the_bucket_is_silent_the_grid_goes_on_and_then_everything_arrives(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.bucket.SILENCE_S", 1.0)
-    monkeypatch.setattr("orchestrator.bucket_run.RETRY_EVERY_S", 0.2)
+    monkeypatch.setattr("orchestrator.bucket.objects.SILENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.bucket.drive.RETRY_EVERY_S", 0.2)
     store, told = open_machine(tmp_path / "a", s3.uri("silent"), monkeypatch), lines()
     run = store.runs("grid", "smoke")
     with drive(store, told=told), s3.silence():
@@ -447,7 +447,7 @@ def test_while_the_bucket_is_silent_the_grid_goes_on_and_then_everything_arrives
 def test_what_the_bucket_does_not_take_at_the_end_is_said_and_put_by_the_next_run(
     machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.bucket_run.PATIENCE_S", 0.5)
+    monkeypatch.setattr("orchestrator.bucket.drive.PATIENCE_S", 0.5)
     store, told = machine("a"), lines()
     run, home = store.runs("grid", "smoke"), tmp_path / "bucket"
     with drive(store, told=told) as bucket_lease, hold_lease(run, within=bucket_lease) as lease:
@@ -554,7 +554,7 @@ def test_a_bucket_that_cannot_be_used_is_one_line(
     verb: str, uri: str, words: tuple[str, ...], s3: ObjectStore, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv("SLOTGRID_CACHE", str(tmp_path))
-    monkeypatch.setattr("orchestrator.bucket.SILENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.bucket.objects.SILENCE_S", 1.0)
     query = s3.uri("").partition("?")[1:]
     assert main(GRID, [verb, "--scale", "smoke", "--store", uri.format(query="".join(query))]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,0 +1,1 @@
+"""A bucket as the home of a store, for a grid whose machine may vanish with its disk."""
