@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from model.checkpoint_folder import COMMIT_FILE
 
 LEASE, GENERATION, STATE = "lease.json", "generation.json", "replica.json"
 _TOP = {LEASE, GENERATION, STATE, "lease.lock", "stop.json", "ray"}
@@ -68,6 +70,11 @@ def order_of(name: str) -> tuple[int, str]:
 def commits(name: str) -> bool:
     """Whether a file makes work count that would be done again without it."""
     return name.endswith("commit.json") or name.rpartition("/")[2] in _RESULTS
+
+
+def unfinished_checkpoints(names: Collection[str]) -> set[str]:
+    """Those names that are of a checkpoint whose commit is not among them."""
+    return {name for name in names if "/checkpoints/" in name and f"{folder_of(name)}/{COMMIT_FILE}" not in names}
 
 
 def folder_of(name: str) -> str:

@@ -35,6 +35,7 @@ from orchestrator.bucket.names import (
     rank_of,
     scan,
     trial_of,
+    unfinished_checkpoints,
 )
 from orchestrator.bucket.objects import APART_S, Bucket, Version
 from orchestrator.bucket.prepared import PreparedReplica
@@ -83,6 +84,9 @@ class Replica:
         self._written: dict[str, object] = {}
         self._saved = self._passed = 0.0
         self._looked: dict[str, float] = {}  # when a trial was put last, by the monotonic clock
+        self._unfinished: set[str] = (
+            set()
+        )  # in the bucket, of checkpoints that a killed driver did not finish to put or to remove
         self.moved = 0  # bytes, both ways
 
     @property
@@ -98,6 +102,8 @@ class Replica:
     def pull(self, *, whole: bool, tell: Callable[[str], None] = lambda text: None) -> None:
         """Fetch what the folder lacks; `whole`: with checkpoints and prepared data. `tell` is told how much that is."""
         theirs = {name: version for name, version in self._bucket.list(self._name).items() if is_shared(name)}
+        self._unfinished = unfinished_checkpoints(theirs)
+        theirs = {name: version for name, version in theirs.items() if name not in self._unfinished}
         mine: Stats = scan(self._run.path, self._root)
         files = self._state.files
         if theirs and self._read_generation() not in self._state.generations:
@@ -140,6 +146,8 @@ class Replica:
         time.sleep(max(0.0, self._passed + APART_S - time.monotonic()))
         check()
         mine = scan(self._run.path, self._root)
+        self._withdraw(self._unfinished - mine.keys())
+        self._unfinished = set()
         changed, vanished = self._changes(mine)
         # what was set aside comes first: nothing is removed in its old place before it is in the new one
         groups = sorted({trial_of(name) for name in changed + vanished}, key=lambda group: (not is_old(group), group))
