@@ -1,11 +1,14 @@
 """Parts that several tests share: a small spoken corpus, its encoder states, the paths a trial takes, and a finished smoke grid."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from stand_ins.grids import SCRIPT, grid
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers; tables in a pipe are as wide as they need
 
 
 @pytest.fixture(scope="session")
