@@ -16,9 +16,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from orchestrator.layout import Store
 
@@ -158,7 +160,7 @@ def open_ray(*, use_gpu: bool = False) -> Iterator[Cluster]:
             with _telling("closing Ray"):
                 ray.shutdown()
             if session is not None:
-                shutil.rmtree(session, ignore_errors=True)
+                _remove_session(session)
 
 
 def _start_local(session: Path) -> None:
@@ -278,8 +280,19 @@ def _new_session_folder() -> Path:
     for left_over in root.glob(f"{prefix}*-*"):
         owner = left_over.name.removeprefix(prefix).split("-")[0]
         if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(left_over, ignore_errors=True)  # another user's cannot be removed, nor need it
+            _remove_session(left_over)  # another user's cannot be removed, nor need it
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
+
+
+def _remove_session(folder: Path) -> None:
+    """Remove the folder of a Ray that has ended, and what of it lives on: its workers end when they notice, and one that never did was seen once."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(
+                Path(file.path).is_relative_to(folder) for file in process.open_files()
+            ):
+                process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:

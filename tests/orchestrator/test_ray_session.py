@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,10 @@ def test_our_own_ray_runs_tasks_one_thread_each_and_leaves_nothing(monkeypatch: 
 
     fresh = _new_session_folder()
     killed = fresh.rename(str(fresh).replace(f"-{os.getpid()}-", "-999999999-"))  # left by a run whose process is gone
+    with (killed / "worker.out").open("w") as log:
+        worker = subprocess.Popen(["sleep", "300"], stdout=log)
     with open_ray() as cluster:
-        assert not killed.exists()
+        assert not killed.exists() and worker.wait(5) == -signal.SIGKILL
         assert cluster.local and cluster.cpus == usable_cpus()
         import ray
 
