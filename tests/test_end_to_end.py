@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stand_ins.grids import SCRIPT, environment, grid, run_folder
+from stand_ins.grids import SCRIPT, environment, grid, run_folder, start_smoke_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -68,14 +68,7 @@ def test_a_finished_grid_runs_again_in_seconds_and_computes_nothing(smoke: Path)
 
 def test_the_same_seed_gives_the_same_results_after_a_kill(smoke: Path, tmp_path: Path) -> None:
     """kill -9 of the whole process group once a trial has its first checkpoint; the rerun ends with the undisturbed run's bytes."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--scale", "smoke"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start_smoke_grid(tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
     while not list(run_folder(tmp_path).glob("trials/*/checkpoints/*/commit.json")):
         assert process.poll() is None and time.monotonic() < deadline, "it ended, or hung, before the first checkpoint"

@@ -24,7 +24,7 @@ from data.atomic import write_sealed_json
 from orchestrator.attempts import open_attempt
 from orchestrator.layout import RunFolder
 from orchestrator.lease import Holder
-from stand_ins.grids import SCRIPT, environment, grid, run_folder
+from stand_ins.grids import SCRIPT, environment, grid, run_folder, start_smoke_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -193,15 +193,7 @@ def test_a_closed_terminal_saves_too(unfinished: Path, terminal: Terminal) -> No
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the process", "to all processes"])
 def test_sigterm_saves_too(smoke: Path, unfinished: Path, to_all: bool) -> None:
     """What a batch system sends: to the process that it started, to its process group, or to all that came of it, as systemd does."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--scale", "smoke"],
-        cwd=unfinished,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with start_smoke_grid(unfinished) as process:
         wait_until(lambda: trains(unfinished), process)
         children = processes_of(process)
         if to_all:
@@ -233,15 +225,7 @@ def files_of(run: Path) -> dict[Path, tuple[int, int]]:
 
 def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(smoke: Path, unfinished: Path) -> None:
     """A laptop that was closed, a paused machine: meanwhile a driver on another machine has taken over."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--scale", "smoke"],
-        cwd=unfinished,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with start_smoke_grid(unfinished) as process:
         run = RunFolder(run_folder(unfinished))
         wait_until(lambda: trains(unfinished), process)
         children = processes_of(process)

@@ -22,6 +22,19 @@ def grid(*arguments: str, cwd: Path, script: Path = SCRIPT, **more: str) -> subp
     return subprocess.run(command, cwd=cwd, env=environment() | more, capture_output=True, text=True, timeout=600)
 
 
+def start_smoke_grid(cwd: Path, *, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """The smoke grid, begun, in a session of its own; `stdout`: where to all that it prints goes."""
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--scale", "smoke"],
+        cwd=cwd,
+        env=environment(),
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def run_folder(folder: Path) -> Path:
     """Where a smoke grid that ran in `folder` left everything."""
     return folder / "runs" / "grid-smoke"
