@@ -5,11 +5,9 @@ Nothing is looked at or touched while a driver holds the folder's lease. The fil
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,14 +19,13 @@ from orchestrator.folder_examination import Ailment, examine_folder, examine_lea
 from orchestrator.layout import Store, public_uri
 from orchestrator.lease import LeaseHeldError, hold_lease, read_holder
 from orchestrator.mlflow_tracker import MlflowTracker, database_problem, has_experiment
+from orchestrator.patience import within
 from orchestrator.scales import Scale
 from orchestrator.tracker_examination import examine_tracker, missing_everything
 from orchestrator.tracking import Mirror, artifact_root, failure_line
 
 PATIENCE_S = 10.0
 """How long a tracker may take to answer at all."""
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +102,7 @@ class _Patient:
 
     def _look_at_tracker(self) -> list[Ailment]:
         mirror = self._mirror()
-        if not _within(PATIENCE_S, lambda: has_experiment(self._uri, self._experiment.name)):
+        if not within(PATIENCE_S, lambda: has_experiment(self._uri, self._experiment.name)):
             return missing_everything(mirror)
         return list(examine_tracker(self._open(), mirror, self._run))
 
@@ -134,26 +131,6 @@ class _Patient:
 
     def _open(self) -> MlflowTracker:
         return MlflowTracker(self._uri, self._experiment.name, artifact_root=artifact_root(self._uri, self._store))
-
-
-def _within(patience_s: float, ask: Callable[[], Answer]) -> Answer:
-    """The answer. Raises what asking raises, TimeoutError when it takes too long: the thread that asks is then left to itself."""
-    answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
-
-    def work() -> None:
-        try:
-            answers.put((ask(), None))
-        except Exception as error:  # handed to the thread that waits
-            answers.put((None, error))
-
-    threading.Thread(target=work, name="mlflow-question", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=patience_s)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {patience_s:.0f} s") from None
-    if error:
-        raise error
-    return answer  # type: ignore[return-value]  # None only beside an error
 
 
 def print_examination(ailments: Sequence[Ailment], console: Console, *, repaired: bool = False) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
 import re
 import secrets
 import threading
@@ -17,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from data.atomic import atomic_open
 from orchestrator.bucket.names import folder_of
 from orchestrator.lease import Holder, LeaseFile
+from orchestrator.patience import within
 from orchestrator.redaction import redact
 
 CHUNK_BYTES = 8 * 1024**2
@@ -36,8 +36,6 @@ APART_S = 1.1
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _LOOK_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 
 class BucketError(OSError):
@@ -66,7 +64,10 @@ class Bucket:
     def __init__(self, uri: str) -> None:
         """Connect. Raises BucketError when there is no such bucket, when it cannot be reached, and when it may not be read."""
         self.uri = urlunsplit(urlsplit(uri)._replace(query="", fragment="")).rstrip("/")
-        self._fs, self._base = within(ANSWER_S, lambda: self._connect(uri), self.uri)
+        try:
+            self._fs, self._base = within(ANSWER_S, lambda: self._connect(uri))
+        except TimeoutError as error:
+            raise BucketError(explain(self.uri, str(error))) from None
         self._is_folder = self._fs.type_name == "local"
 
     def _connect(self, uri: str) -> tuple[Any, str]:
@@ -203,26 +204,6 @@ def explain(uri: str, message: str) -> str:
     text = redact(" ".join(message.split()))
     remedy = next(remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE))
     return f"{uri}: {text[:300]}; {remedy}"
-
-
-def within(patience_s: float, ask: Callable[[], Answer], uri: str) -> Answer:
-    """The answer. Raises what asking raises, BucketError when it takes too long: the thread that asks is then left to itself."""
-    answers: queue.Queue[tuple[list[Answer], BaseException | None]] = queue.Queue()
-
-    def work() -> None:
-        try:
-            answers.put(([ask()], None))
-        except Exception as error:  # handed to the thread that waits
-            answers.put(([], error))
-
-    threading.Thread(target=work, name="bucket-question", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=patience_s)
-    except queue.Empty:
-        raise BucketError(explain(uri, f"no answer within {patience_s:.0f} s")) from None
-    if error:
-        raise error
-    return answer[0]
 
 
 def _file_system(uri: str) -> tuple[Any, str]:
