@@ -10,11 +10,9 @@ Exit codes: 0 all promises kept; 1 one was broken (the folder is kept); 2 it cou
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +32,7 @@ from benchmarks.chaos_mlflow import count_parents
 from benchmarks.chaos_processes import mlflow_server
 from benchmarks.chaos_rounds import Round
 from benchmarks.chaos_state import EXPERIMENT, HANG_S, Chaos, Strike, run_reference
-from data.atomic import write_json
+from benchmarks.folders import measure_in_folder
 from orchestrator.provenance import describe_environment
 from orchestrator.scales import SMOKE
 
@@ -202,26 +200,22 @@ def main(
 ) -> None:
     """Kill the smoke grid at random moments and check that nothing is lost."""
     console = Console(highlight=False, soft_wrap=True)
-    folder = (store or Path(tempfile.mkdtemp(prefix="slotgrid-chaos-"))).absolute()
-    if folder.exists() and any(folder.iterdir()):
-        console.print(f"error: --store: {folder} is not empty; give a new folder", markup=False)
-        raise typer.Exit(2)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def measure(folder: Path) -> dict[str, Any]:
         with _shown_progress(console, kills) as on_event:
-            document = run_chaos(folder, kills=kills, seed=seed, hang_s=hang, on_event=on_event)
-    except RuntimeError as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(2) from None
-    show(document, console)
-    write_json(folder / "chaos.json", document)
-    if out:
-        write_json(out, document)
-    if keep or document["breaches"]:
-        console.print(f"kept: {folder}", markup=False)
-    else:
-        shutil.rmtree(folder)
-    raise typer.Exit(1 if document["breaches"] else 0)
+            return run_chaos(folder, kills=kills, seed=seed, hang_s=hang, on_event=on_event)
+
+    code = measure_in_folder(
+        "chaos",
+        measure,
+        show=show,
+        is_good=lambda document: not document["breaches"],
+        store=store,
+        keep=keep,
+        out=out,
+        console=console,
+    )
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Round:
         chaos = self._chaos
         chaos.starts += 1
         log = chaos.folder / f"round-{self._number:02d}.log"
-        session = Session(grid_command(self._store, chaos.server), cwd=chaos.folder, log=log)
+        session = Session(grid_command(self._store, chaos.server.uri), cwd=chaos.folder, log=log)
         self._sessions.append(session)
         self._armed, self._alive = None, time.monotonic()
         while (code := session.returncode) is None:
@@ -218,7 +218,7 @@ class Round:
         """Start the same command beside the one that runs: it must refuse with exit code 2 and leave the lease alone."""
         chaos, log = self._chaos, self._chaos.folder / f"round-{self._number:02d}-second.log"
         token = _token(self._run)
-        second = Session(grid_command(self._store, chaos.server), cwd=chaos.folder, log=log)
+        second = Session(grid_command(self._store, chaos.server.uri), cwd=chaos.folder, log=log)
         deadline = second.started + _SECOND_DRIVER_ANSWERS_WITHIN_S
         while second.returncode is None and time.monotonic() < deadline:
             self._look()
@@ -266,7 +266,7 @@ class Round:
     def _do(self, *words: str) -> None:
         """A verb on the finished grid, that must end well."""
         chaos, log = self._chaos, self._sessions[-1].log.with_suffix(f".{words[0]}.log")
-        session = Session(grid_command(self._store, chaos.server, *words), cwd=chaos.folder, log=log)
+        session = Session(grid_command(self._store, chaos.server.uri, *words), cwd=chaos.folder, log=log)
         code = session.wait(300)
         session.kill()
         if code != 0:

@@ -15,24 +15,15 @@ from benchmarks.chaos_processes import ROOT, MlflowServer, Session
 from orchestrator.layout import Store
 
 EXPERIMENT = "grid"
+GRID = ROOT / "experiments" / "grid.py"
 HANG_S = 240.0
 """A run that shows no sign of life for this long hangs: Ray's start and a trial's imports take up to a minute where the machine is busy."""
 
 
-def grid_command(store: Store, server: MlflowServer, *words: str) -> list[str]:
-    """What a user types for the smoke grid; `words`: the verb and its options, none for `run`."""
-    script = str(ROOT / "experiments" / "grid.py")
-    return [
-        sys.executable,
-        script,
-        *words,
-        "--scale",
-        "smoke",
-        "--store",
-        str(store.root),
-        "--tracking-uri",
-        server.uri,
-    ]
+def grid_command(store: Store, tracking_uri: str, *words: str, script: Path = GRID) -> list[str]:
+    """What a user types for a grid of smoke scale; `words`: the verb and its options, none for `run`."""
+    where = ("--scale", "smoke", "--store", str(store.root), "--tracking-uri", tracking_uri)
+    return [sys.executable, str(script), *words, *where]
 
 
 @dataclass(kw_only=True)
@@ -102,7 +93,7 @@ class Chaos:
 def run_reference(chaos: Chaos) -> float:
     """The undisturbed run; returns its seconds. Raises RuntimeError when it does not end well by itself."""
     store = chaos.reference
-    session = Session(grid_command(store, chaos.server), cwd=chaos.folder, log=chaos.folder / "reference.log")
+    session = Session(grid_command(store, chaos.server.uri), cwd=chaos.folder, log=chaos.folder / "reference.log")
     try:
         code = session.wait(1800)
     finally:

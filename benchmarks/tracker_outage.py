@@ -11,13 +11,13 @@ import shutil
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,8 +30,8 @@ from rich.table import Table
 
 from benchmarks.chaos_mlflow import check_mirror
 from benchmarks.chaos_processes import MlflowServer, Session, mlflow_server
-from benchmarks.chaos_state import EXPERIMENT
-from data.atomic import write_json
+from benchmarks.chaos_state import EXPERIMENT, grid_command
+from benchmarks.folders import measure_in_folder
 from orchestrator.layout import Store
 from orchestrator.provenance import describe_environment
 from orchestrator.results import read_result
@@ -198,8 +198,7 @@ class _Bench:
 
     def _start(self, name: str, uri: str, *words: str) -> Session:
         store, log = self._folder / name, self._folder / f"{'-'.join([name, *(word.strip('-') for word in words)])}.log"
-        where = ("--scale", "smoke", "--store", str(store), "--tracking-uri", uri)
-        return Session([sys.executable, str(self._script), *words, *where], cwd=self._folder, log=log)
+        return Session(grid_command(Store(store), uri, *words, script=self._script), cwd=self._folder, log=log)
 
 
 @contextmanager
@@ -269,30 +268,24 @@ def main(
 ) -> None:
     """Train the smoke grid with and without its tracker, and check that the doctor brings all of it in afterwards."""
     console = Console(highlight=False, soft_wrap=True)
-    folder = (store or Path(tempfile.mkdtemp(prefix="slotgrid-outage-"))).absolute()
-    if folder.exists() and any(folder.iterdir()):
-        console.print(f"error: --store: {folder} is not empty; give a new folder", markup=False)
-        raise typer.Exit(2)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def on_event(line: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
 
-    try:
-        document = measure_outage(folder, repeats=repeats, steps=steps, silent=silent, on_event=on_event)
-    except RuntimeError as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(2) from None
-    show(document, console)
-    write_json(folder / "tracker_outage.json", document)
-    if out:
-        write_json(out, document)
-    good = document["summary"]["within_goal"] and not document["summary"]["breaches"]
-    if keep or not good:
-        console.print(f"kept: {folder}", markup=False)
-    else:
-        shutil.rmtree(folder)
-    raise typer.Exit(0 if good else 1)
+    def is_good(document: Mapping[str, Any]) -> bool:
+        return document["summary"]["within_goal"] and not document["summary"]["breaches"]
+
+    code = measure_in_folder(
+        "tracker_outage",
+        partial(measure_outage, repeats=repeats, steps=steps, silent=silent, on_event=on_event),
+        show=show,
+        is_good=is_good,
+        store=store,
+        keep=keep,
+        out=out,
+        console=console,
+    )
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
