@@ -84,6 +84,7 @@ def run_grid(
         mirror.start()
         try:
             _train(scale, to_run, trials, run, store, corpus, lease, stopping, console, capacities)
+            lease.check()  # trials may have ended while this process slept and another driver took over
         except BaseException:
             # Ctrl-C above all, but whatever ends the grid: what is finished is reported and no MLflow run is left running.
             lease.check()  # where another driver has taken over, nothing here is ours to write any more

@@ -223,13 +223,18 @@ def files_of(run: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(smoke: Path, unfinished: Path) -> None:
+@pytest.mark.parametrize("trials_end", [False, True], ids=["its trials are fenced off", "its trials ended before"])
+def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(
+    smoke: Path, unfinished: Path, trials_end: bool
+) -> None:
     """A laptop that was closed, a paused machine: meanwhile a driver on another machine has taken over."""
     with start_smoke_grid(unfinished) as process:
         run = RunFolder(run_folder(unfinished))
         wait_until(lambda: trains(unfinished), process)
         children = processes_of(process)
         process.send_signal(signal.SIGSTOP)
+        if trials_end:
+            wait_until(lambda: all(run.trial(name).result.exists() for name in statuses(unfinished)), process)
         other = Holder(pid=1, host="elsewhere", token="other", since=time.time(), heartbeat=time.time())
         write_sealed_json(run.lease, asdict(other))
         lease = run.lease.read_bytes()
