@@ -75,7 +75,7 @@ def commit_checkpoint(
     writing.rename(target)
     flush_to_disk(folder)
     # later steps are of a training that was given up for an earlier checkpoint
-    mine = [path for path in _newest_first(folder) if path.suffix == "" and _step(path) <= step]
+    mine = [path for path in _newest_first(folder) if path.suffix == "" and (step_of(path.name) or 0) <= step]
     _remove_all_but(folder, mine[:KEPT])
     return target
 
@@ -166,14 +166,14 @@ def _remove(folder: Path) -> None:
 
 def _newest_first(folder: Path) -> list[Path]:
     """Every folder that is named like a checkpoint; of one step the one in place before the one replaced."""
-    named = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(named, key=lambda path: (-_step(path), path.name))
+    named = [(step, path) for path in folder.glob("step-*") if (step := step_of(path.name)) is not None]
+    return [path for _, path in sorted(named, key=lambda found: (-found[0], found[1].name))]
 
 
-def _step(checkpoint: Path) -> int:
-    named = _NAME.fullmatch(checkpoint.name)
-    assert named, checkpoint
-    return int(named[1])
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint whose folder is named so; None: that is no checkpoint's name."""
+    named = _NAME.fullmatch(name)
+    return int(named[1]) if named else None
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from model.checkpoint_folder import COMMIT_FILE
+from model.checkpoint_folder import COMMIT_FILE, step_of
 
 LEASE, GENERATION, STATE = "lease.json", "generation.json", "replica.json"
 _TOP = {LEASE, GENERATION, STATE, "lease.lock", "stop.json", "ray"}
@@ -75,6 +75,26 @@ def commits(name: str) -> bool:
 def unfinished_checkpoints(names: Collection[str]) -> set[str]:
     """Those names that are of a checkpoint whose commit is not among them."""
     return {name for name in names if "/checkpoints/" in name and f"{folder_of(name)}/{COMMIT_FILE}" not in names}
+
+
+def outdated_checkpoints(names: Collection[str], mine: Collection[str]) -> set[str]:
+    """Those names that are of a checkpoint which is not `mine`, while a newer one of the same trial is."""
+    newest: dict[str, int] = {}
+    for name in mine:
+        if "/checkpoints/" in name and name.endswith(f"/{COMMIT_FILE}"):
+            checkpoints = folder_of(folder_of(name))
+            newest[checkpoints] = max(newest.get(checkpoints, 0), _step(name))
+    return {
+        name
+        for name in names
+        if f"{folder_of(name)}/{COMMIT_FILE}" not in mine
+        and 0 < _step(name) < newest.get(folder_of(folder_of(name)), 0)
+    }
+
+
+def _step(name: str) -> int:
+    """The step of the checkpoint that a file is of, 0 for any other file."""
+    return step_of(folder_of(name).rpartition("/")[2]) or 0
 
 
 def folder_of(name: str) -> str:

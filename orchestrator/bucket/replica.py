@@ -32,6 +32,7 @@ from orchestrator.bucket.names import (
     is_old,
     is_shared,
     order_of,
+    outdated_checkpoints,
     rank_of,
     scan,
     trial_of,
@@ -112,6 +113,8 @@ class Replica:
         else:
             for name in mine.keys() & files.keys() - theirs.keys():
                 del files[name]  # somebody has removed the object: it is put again
+            for name in outdated_checkpoints(theirs, mine):  # put by a driver that was killed before it had noted so
+                files.setdefault(name, Entry("", theirs[name].size, 0, theirs[name].second))
             vanished = set(self._changes(mine)[1])  # to be removed there
         files = self._state.files
         wanted = {

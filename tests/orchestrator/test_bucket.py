@@ -25,7 +25,7 @@ from model.checkpoint_folder import (
 )
 from model.configs import TrialConfig
 from orchestrator.bucket.drive import drive_bucket, read_bucket_holder, refresh
-from orchestrator.bucket.names import scan
+from orchestrator.bucket.names import STATE, scan
 from orchestrator.bucket.objects import Bucket, LeaseObject, explain
 from orchestrator.bucket.prepared import prepared_for
 from orchestrator.bucket.replica import Replica
@@ -219,6 +219,28 @@ def test_a_checkpoint_that_goes_while_it_is_put_costs_nothing_that_was_there(mac
     there = tmp_path / "bucket" / "grid-smoke" / "trials" / "a" / "checkpoints"
     assert step_of(newest_checkpoint(there)) == 10
     assert not list(there.glob("step-0000[23]0/commit.json"))
+
+
+def test_a_checkpoint_that_a_killed_driver_put_and_had_not_noted_does_not_come_back_when_newer_ones_are_here(
+    machine, tmp_path: Path
+) -> None:
+    store = machine("a")
+    run = store.runs("grid", "smoke")
+    folder, replica = run.trial("a"), replica_of(store)
+    replica.accept("token")
+    replica.claim("token")
+    noted = (run.path / STATE).read_bytes()
+    save_step(folder, 10)
+    replica.push(free, final=False)
+    (run.path / STATE).write_bytes(noted)
+    for step in (20, 30):
+        save_step(folder, step)
+    before = contents(run)
+    again = replica_of(store)
+    again.pull(whole=True)
+    assert contents(run) == before
+    again.push(free, final=True)
+    assert contents(RunFolder(tmp_path / "bucket" / "grid-smoke")) == before
 
 
 def test_a_damaged_checkpoint_does_not_replace_the_one_in_the_bucket(machine, tmp_path: Path) -> None:
