@@ -288,9 +288,10 @@ def _remove_session(folder: Path) -> None:
     """Remove the folder of a Ray that has ended, and what of it lives on: its workers end when they notice, and one that never did was seen once."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and any(
-                Path(file.path).is_relative_to(folder) for file in process.open_files()
-            ):
+            writes = (
+                file.path for file in process.open_files() if getattr(file, "mode", "w") != "r"
+            )  # only Linux tells
+            if process.pid != os.getpid() and any(Path(path).is_relative_to(folder) for path in writes):
                 process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
