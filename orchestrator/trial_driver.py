@@ -246,6 +246,8 @@ def _attempt(order: TrialOrder, attempt: Attempt, config: TrialConfig, *, begins
             return "superseded"
         attempt.note("ended")
         told = None if classify(error) in _DEATHS else find_failure(attempt.folder)
+        if told is None and order.stopping:
+            return "interrupted"  # the end of a run takes away the workers that have nothing to save
         return told or describe_failure(error, trial)
     return "done" if trial.result.exists() else "interrupted"
 

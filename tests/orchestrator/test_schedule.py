@@ -95,6 +95,9 @@ def make_order(run: RunFolder, config: TrialConfig, how: str = "counts") -> Tria
             if how == "is killed" or (how == "is killed without a step" and tried < 9):
                 position.write_text(str(step + 1 if how == "is killed" else 0))
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "is taken away" and tried == 1:
+                order.stop_file.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
             if how == "is stopped" and tried == 1:
                 assert order.stop_file and not hooks.should_stop()
                 order.stop_file.touch()
@@ -224,6 +227,10 @@ def test_a_run_that_stops_saves_begins_nothing_new_and_goes_on_later(
     )
     assert not any((state.folder.path / "position").exists() for state in others[1:])
     assert {state.state for state in others[1:]} == {"pending"}
+
+    run.stop.unlink()
+    (taken,) = run_all(run, ray_cluster, {replace(tiny_grid[0], seed=9): "is taken away"}).values()
+    assert taken.state == "interrupted" and find_failure(taken.folder.attempt(1)) is None, "a stop is no failure"
 
     run.stop.unlink()
     run_trials(orders, concurrent=2, storage=run.path / "ray")
