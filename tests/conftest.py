@@ -11,6 +11,14 @@ from stand_ins.grids import SCRIPT, grid
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers; tables in a pipe are as wide as they need
 
 
+LONGEST = ("test_tiny_grid.py", "test_interrupt.py", "test_kills.py", "test_bucket.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: of two processes none is to be left with it at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic corpus of 20 spoken examples."""

@@ -66,6 +66,7 @@ def test_a_finished_grid_runs_again_in_seconds_and_computes_nothing(smoke: Path)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_results_after_a_kill(smoke: Path, tmp_path: Path) -> None:
     """kill -9 of the whole process group once a trial has its first checkpoint; the rerun ends with the undisturbed run's bytes."""
     process = start_smoke_grid(tmp_path, stdout=subprocess.DEVNULL)

@@ -36,7 +36,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lab")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("slurp", "jsonl") else pytest.mark.full) for name in FORMATS]
+)
 def test_a_corpus_of_each_format_trains_in_the_smoke_scale(name: str, lab: Path) -> None:
     source = lab / "downloads" / name
     importlib.import_module(f"corpus_samples.{name.replace('-', '_')}").write(source)

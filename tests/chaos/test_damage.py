@@ -33,7 +33,7 @@ from orchestrator.plan import planned_seeds
 from orchestrator.results import describe_failure, write_failure
 from orchestrator.trial_driver import TrialOrder
 from orchestrator.trial_worker import _work
-from stand_ins.damages import DAMAGES, PREPARED, RUN, damage, flipped, of_finished, of_half, of_trial
+from stand_ins.damages import DAMAGES, PREPARED, RUN, damage, flipped, of_finished, of_half, of_trial, size_of_case
 
 CONFIG = TrialConfig(
     foundation=FOUNDATIONS["tiny-instruct"],
@@ -122,9 +122,11 @@ def ends_of(folder: TrialFolder) -> tuple[object, ...]:
 
 
 CASES = [
-    pytest.param(which, name, how, marks=[] if (which, how) == ("finished", "one bit flipped") else pytest.mark.slow)
+    pytest.param(
+        which, name, how, marks=[] if (which, how) == ("finished", "one bit flipped") else size_of_case(kind, how)
+    )
     for which, kinds in (("finished", FINISHED), ("half", HALF))
-    for name in kinds
+    for kind, name in enumerate(kinds)
     for how in DAMAGES
 ]
 

@@ -12,7 +12,7 @@ from experiments.grid import EXPERIMENT
 from orchestrator.cli import main
 from orchestrator.layout import RunFolder
 from orchestrator.lease import hold_lease
-from stand_ins.damages import COMMAND, DAMAGES, RUN, damage, iter_unknown
+from stand_ins.damages import COMMAND, DAMAGES, RUN, damage, iter_unknown, size_of_case
 from stand_ins.grids import grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -64,8 +64,15 @@ def test_every_kind_of_file_is_known(smoke: Path) -> None:
     assert list(iter_unknown(smoke / "runs", RUN_FOLDER)) == []
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", [name for name in RUN | COMMAND if name != "database of MLflow"])
+CASES = [
+    pytest.param(name, how, marks=size_of_case(kind, how))
+    for kind, name in enumerate(RUN | COMMAND)
+    if name != "database of MLflow"
+    for how in DAMAGES
+]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
 def test_the_next_run_and_doctor_heal_what_the_command_wrote(
     store: Path, command, tmp_path: Path, name: str, how: str
 ) -> None:
@@ -85,7 +92,7 @@ def test_the_next_run_and_doctor_heal_what_the_command_wrote(
     assert "all is well" in command("doctor")[1]
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=size_of_case(4, how)) for how in DAMAGES])
 def test_a_damaged_database_of_mlflow_is_named_and_a_new_one_is_filled(
     store: Path, command, tmp_path: Path, how: str
 ) -> None:

@@ -218,6 +218,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_broken_template_costs_its_own_trials_and_no_others(tmp_path: Path):
     shutil.copytree(ROOT / "model" / "tiny_foundations" / "tiny-instruct", tmp_path / "model")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import pytest
+
 
 def flipped(content: bytes) -> bytes:
     """The content with one bit changed in the middle."""
@@ -29,6 +31,12 @@ def damage(file: Path, how: str) -> bool:
     if content is not None:
         file.write_bytes(content)
     return content != before
+
+
+def size_of_case(kind: int, how: str) -> list[pytest.MarkDecorator]:
+    """Marks of a test that damages the kind-th kind of file: one way of each kind is tested always, in turn, the others by `make test-full`."""
+    turn = list(DAMAGES)[kind % len(DAMAGES)]
+    return [pytest.mark.slow] if how == turn else [pytest.mark.slow, pytest.mark.full]
 
 
 @dataclass(frozen=True)
