@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from stand_ins.grids import SCRIPT, grid
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers; tables in a pipe are as wide as they need
 
+# Under nohup and in the background these are ignored, and whatever is started here would inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 LONGEST = ("test_tiny_grid.py", "test_interrupt.py", "test_kills.py", "test_bucket.py")
 

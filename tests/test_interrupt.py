@@ -96,9 +96,8 @@ def terminal(unfinished: Path) -> Iterator[Terminal]:
 
 
 def _as_a_shell_does() -> None:
-    """In the new process: take the terminal, and hear Ctrl-C even where these tests run in the background."""
+    """In the new process: take the terminal."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 400) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,9 @@ def attempt(run: RunFolder) -> Attempt:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A quick watch, and a process that hears Ctrl-C even where the tests run in the background."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick watch."""
     monkeypatch.setattr(stopping, "POLL_S", 0.02)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Watched:
