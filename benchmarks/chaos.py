@@ -94,7 +94,7 @@ def _ended_by_interrupt(chaos: Chaos) -> Iterator[None]:
 
 def _document(chaos: Chaos, *, asked: int, began: float, rounds: int, reference_s: float, seed: int) -> dict[str, Any]:
     strikes = [_row(strike, began) for strike in chaos.strikes]
-    recovered = [row["recovered_s"] for row in strikes if row["recovered_s"] is not None and row["victim"] != "mlflow"]
+    recovered = recoveries(strikes)
     redone = [loss.redone for loss in chaos.losses]
     return {
         "benchmark": "chaos",
@@ -131,6 +131,15 @@ def _document(chaos: Chaos, *, asked: int, began: float, rounds: int, reference_
     }
 
 
+def recoveries(strikes: list[dict[str, Any]]) -> list[float]:
+    """The seconds after which training or evaluation went on, of the kills that took it away: not of MLflow, and not when all trials were done."""
+    return [
+        row["recovered_s"]
+        for row in strikes
+        if row["recovered_s"] is not None and row["victim"] != "mlflow" and set(row["trials"].values()) != {"done"}
+    ]
+
+
 def _row(strike: Strike, began: float) -> dict[str, Any]:
     def rounded(seconds: float | None) -> float | None:
         return None if seconds is None else round(seconds, 1)
@@ -156,7 +165,7 @@ def show(document: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name == "victim" else "right")
     for victim in KILLS:
         rows = [row for row in document["strikes"] if row["victim"] == victim]
-        recovered = [row["recovered_s"] for row in rows if row["recovered_s"] is not None]
+        recovered = recoveries(rows)
         ended = [row["ended_s"] for row in rows if row["ended_s"] is not None]
         redone = [steps for row in rows for steps in row["redone"].values()]
         table.add_row(

@@ -37,7 +37,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("slurp", "jsonl") else pytest.mark.full) for name in FORMATS]
+    "name", [pytest.param(name, marks=[] if name == "slurp" else pytest.mark.full) for name in FORMATS]
 )
 def test_a_corpus_of_each_format_trains_in_the_smoke_scale(name: str, lab: Path) -> None:
     source = lab / "downloads" / name

@@ -194,7 +194,10 @@ def test_a_closed_terminal_saves_too(unfinished: Path) -> None:
     assert (run_folder(unfinished) / "report.md").exists()
 
 
-@pytest.mark.parametrize("to_all", [False, True], ids=["to the process", "to all processes"])
+@pytest.mark.parametrize(
+    "to_all",
+    [pytest.param(False, marks=pytest.mark.full, id="to the process"), pytest.param(True, id="to all processes")],
+)
 def test_sigterm_saves_too(unfinished: Path, to_all: bool) -> None:
     """What a batch system sends: to the process that it started, to its process group, or to all that came of it, as systemd does."""
     with start_smoke_grid(unfinished) as process:

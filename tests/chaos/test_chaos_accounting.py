@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos import recoveries
 from benchmarks.chaos_accounting import Look, TrialWatch, compare_points, differences, file_points, look, training_rows
 from benchmarks.chaos_faults import (
     DAMAGES,
@@ -240,3 +241,16 @@ def test_damage_changes_one_file_and_says_what_it_may_cost(trial: TrialFolder) -
     assert ways == set(DAMAGES)
     assert costs == {(True, False), (False, True), (False, False)}
     assert damage_a_file(RunFolder(run.path / "empty"), {}, rng) is None
+
+
+def test_kills_without_work_to_go_on_with_are_no_recoveries() -> None:
+    def row(victim: str, recovered_s: float | None, *trials: str) -> dict:
+        return {"victim": victim, "recovered_s": recovered_s, "trials": dict(enumerate(trials))}
+
+    counted = row("head", 30.0, "done", "training 1/12")
+    closing, overtaken, elsewhere = (
+        row("head", 3.0, "done", "done"),
+        row("worker", None, "starting"),
+        row("mlflow", 13.0, "starting"),
+    )
+    assert recoveries([counted, closing, overtaken, elsewhere]) == [30.0]
