@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -64,8 +64,11 @@ def file_sha256(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document, readable by people, whole or not at all."""
     with atomic_open(path) as stream:
-        json.dump(value, stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
+        stream.write(_document(value))
+
+
+def _document(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 SEAL = "sha256"
@@ -84,13 +87,35 @@ def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
     flush_to_disk(path.parent)
 
 
+def rewrite_sealed_json(path: Path, value: Mapping[str, Any], *, replaces: Callable[[dict[str, Any]], bool]) -> None:
+    """Write into the file itself, where `replaces` says so of its content or that is damaged.
+
+    What somebody else renames to `path` meanwhile is another file, and never written over, however long this process sleeps between looking
+    and writing. The price: who reads at that moment may find the file damaged. Raises FileNotFoundError when it is absent.
+    """
+    with path.open("r+b") as stream:
+        try:
+            if not replaces(_unseal(stream.read(), path)):
+                return
+        except DamagedFileError:
+            pass  # the new content is whole again
+        content = _document({**value, SEAL: _seal(value)}).encode()
+        os.pwrite(stream.fileno(), content, 0)
+        stream.truncate(len(content))
+        os.fsync(stream.fileno())
+
+
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """The object that `write_sealed_json` wrote, without its hash.
 
     Raises DamagedFileError, naming the file, when it is not that any more; FileNotFoundError when it is absent.
     """
+    return _unseal(path.read_bytes(), path)
+
+
+def _unseal(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(content)
     except ValueError as error:
         raise DamagedFileError(f"{path}: not JSON any more ({error}): the file is damaged") from error
     if not isinstance(value, dict) or value.get(SEAL) != _seal({k: v for k, v in value.items() if k != SEAL}):

@@ -15,12 +15,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from data.atomic import read_sealed_json, write_sealed_json
+from data.atomic import read_sealed_json, rewrite_sealed_json, write_sealed_json
 from orchestrator.identity import record_from_json
 from orchestrator.layout import RunFolder
 
@@ -73,6 +73,9 @@ class LeasePlace(Protocol):
     def write(self, holder: Holder) -> None:
         """Write it down, whole or not at all."""
 
+    def renew(self, holder: Holder) -> None:
+        """Write a newer heartbeat. Whoever calls this has just read that `holder` holds the lease, but may have slept since."""
+
     def remove(self) -> None:
         """Nobody holds it any more."""
 
@@ -103,6 +106,11 @@ class LeaseFile:
     def write(self, holder: Holder) -> None:
         """Replace the file."""
         write_sealed_json(self.path, asdict(holder))
+
+    def renew(self, holder: Holder) -> None:
+        """Write into the file itself, so that a driver that sleeps in the middle of this never replaces another one's lease when it wakes."""
+        with suppress(FileNotFoundError):
+            rewrite_sealed_json(self.path, asdict(holder), replaces=lambda value: value.get("token") == holder.token)
 
     def remove(self) -> None:
         """Delete the file."""
@@ -137,7 +145,7 @@ class Lease:
         self.holder = Holder(
             pid=os.getpid(), host=socket.gethostname(), token=uuid.uuid4().hex, since=now, heartbeat=now
         )
-        self._write()
+        place.write(self.holder)
         self._thread = threading.Thread(target=self._renew, name="lease-heartbeat", daemon=True)
         self._thread.start()
 
@@ -165,9 +173,6 @@ class Lease:
         """A damaged lease counts as this one's: who takes over writes a whole one, and the next heartbeat mends it."""
         return holder is not None and holder.token in (self.holder.token, UNKNOWN.token)
 
-    def _write(self) -> None:
-        self._place.write(replace(self.holder, heartbeat=time.time()))
-
     def _renew(self) -> None:
         written, level = time.monotonic(), logging.WARNING
         while not self._ended.wait(self._place.look_every_s):
@@ -176,7 +181,7 @@ class Lease:
                     self.lost.set()  # writing now would hide it
                     return
                 if time.monotonic() - written >= HEARTBEAT_S:
-                    self._write()
+                    self._place.renew(replace(self.holder, heartbeat=time.time()))
                     written = time.monotonic()
                 level = logging.WARNING
             except OSError as error:  # a full disk: the trials will say so themselves, and the next beat may succeed

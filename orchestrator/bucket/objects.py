@@ -239,7 +239,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
 class LeaseObject:
     """A lease in an object (`orchestrator.lease.LeasePlace`), sealed like the one in a file.
 
-    Without a conditional put two may write at the same moment. Whoever writes waits and reads again (`hold_place`), so one of them goes on.
+    Without a conditional put two may write at the same moment. Whoever writes waits and reads again (`hold_place`), so one of them goes on. A
+    driver that falls asleep while its heartbeat is being put, wakes after another has taken over and finishes it, wins the lease back; the
+    other one finds that within seconds and stops.
     """
 
     bucket: Bucket
@@ -269,6 +271,10 @@ class LeaseObject:
         """Replace the object."""
         LeaseFile(self.scratch).write(holder)
         self.bucket.put(self.name, self.scratch)
+
+    def renew(self, holder: Holder) -> None:
+        """Replace the object."""
+        self.write(holder)
 
     def remove(self) -> None:
         """Delete the object."""

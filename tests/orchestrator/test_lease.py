@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +143,34 @@ def test_a_driver_that_was_taken_over_is_told_and_does_not_end_the_new_lease(
         with pytest.raises(LeaseLostError, match=f"taken over by {by}"):
             lease.check()
     assert run.lease.exists() == (taken == "over")
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+@pytest.mark.parametrize("taken", ["over", "over and given back"])
+def test_a_heartbeat_that_slept_through_a_take_over_leaves_the_new_lease(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, call: str, taken: str
+) -> None:
+    """The process is stopped in the middle of writing its heartbeat, and goes on with that when another driver has taken over."""
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(lease_module, "_LOOK_EVERY_S", 0.1)
+    real, slept = getattr(os, call), threading.Event()
+
+    def sleep_first(*args: Any) -> Any:
+        if threading.current_thread().name == "lease-heartbeat" and not slept.is_set():
+            slept.set()
+            tell(run, heartbeat=0, token="new")
+            if taken != "over":
+                run.lease.unlink()
+        return real(*args)
+
+    with hold_lease(run) as lease:
+        monkeypatch.setattr(os, call, sleep_first)
+        assert slept.wait(5) and lease.lost.wait(5)
+        with pytest.raises(LeaseLostError, match="taken over by"):
+            lease.check()
+    assert run.lease.exists() == (taken == "over")
+    if taken == "over":
+        assert read_sealed_json(run.lease)["token"] == "new"
 
 
 def test_whoever_loses_the_wider_lease_has_lost_the_narrower(
