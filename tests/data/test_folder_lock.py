@@ -17,6 +17,13 @@ def test_who_waits_says_so_and_goes_on(
     monkeypatch.setattr(folder_lock, "TELL_EVERY_S", 0.2)
     order = []
 
+    def told() -> list[str]:
+        return [
+            text
+            for text in map(logging.LogRecord.getMessage, caplog.records)
+            if "another process is writing here" in text
+        ]
+
     def second() -> None:
         with locked_folder(tmp_path):
             order.append("second")
@@ -24,11 +31,11 @@ def test_who_waits_says_so_and_goes_on(
     thread = threading.Thread(target=second)
     with caplog.at_level(logging.WARNING), locked_folder(tmp_path):
         thread.start()
-        time.sleep(1.0)
+        until = time.monotonic() + 20
+        while len(told()) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         order.append("first")
-    thread.join(timeout=5)
+    thread.join(timeout=20)
     assert order == ["first", "second"]
-    told = [
-        record.getMessage() for record in caplog.records if "another process is writing here" in record.getMessage()
-    ]
-    assert len(told) >= 3 and str(tmp_path) in told[0]
+    assert str(tmp_path) in told()[0]

@@ -14,7 +14,7 @@ def batch_threads() -> list[threading.Thread]:
 
 
 def wait_for(condition) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.001)
@@ -45,12 +45,12 @@ def test_the_next_step_is_made_while_this_one_is_computed_with() -> None:
     def make(step: int) -> int:
         if step == 1:
             begun.set()
-            assert computed.wait(5), "made only after the step before was over"
+            assert computed.wait(20), "made only after the step before was over"
         return step
 
     steps = iter_ahead(make, range(2))
     assert next(steps) == 0
-    assert begun.wait(5)
+    assert begun.wait(20)
     computed.set()
     assert next(steps) == 1
 

@@ -70,7 +70,8 @@ def test_every_byte_has_a_place_and_what_can_go_says_how(
     assert aside.remedy == f"rm -r {aside.path}  (set aside as stale)"
     assert shared[run.path / "ray"].bytes == 60 and shared[store.root / "mlflow.db"].bytes == 80
     assert shared[store.runs("grid", "smoke").path].bytes == 70
-    assert survey_to_json(survey)["free_bytes"] == shutil.disk_usage(store.root).free
+    free = shutil.disk_usage(store.root).free  # others write at the same time
+    assert survey_to_json(survey)["free_bytes"] == pytest.approx(free, abs=1e9)
 
 
 def test_the_tables_are_for_people(store: Store, run: RunFolder, tiny_grid: list[TrialConfig]) -> None:

@@ -15,7 +15,16 @@ import pytest
 from data.atomic import read_sealed_json, write_sealed_json
 from orchestrator import lease as lease_module
 from orchestrator.layout import RunFolder, Store
-from orchestrator.lease import LEASE_EXPIRES_S, Holder, LeaseHeldError, LeaseLostError, hold_lease, read_holder
+from orchestrator.lease import (
+    LEASE_EXPIRES_S,
+    UNKNOWN,
+    WATCH_S,
+    Holder,
+    LeaseHeldError,
+    LeaseLostError,
+    hold_lease,
+    read_holder,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +73,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: RunFolder) -> N
     assert read_holder(run) is None
     begun = time.monotonic()
     with hold_lease(run):
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < WATCH_S / 2
 
 
 def test_a_fresh_heartbeat_of_another_machine_counts(run: RunFolder) -> None:
@@ -107,7 +116,7 @@ def test_a_jumping_clock_steals_no_live_lease_and_keeps_no_dead_one(
     run.lease.write_bytes(dead)
     begun = time.monotonic()
     with hold_lease(run):
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < WATCH_S / 2
 
 
 @pytest.mark.parametrize("content", [b"", b'{"pid": 1', b"\xff\x00", b"[]"])
@@ -123,8 +132,11 @@ def test_a_damaged_lease_is_mended(run: RunFolder, monkeypatch: pytest.MonkeyPat
         with pytest.raises(LeaseHeldError, match="another driver is at work here"), hold_lease(run, watch_s=0.2):
             pytest.fail("two drivers")
         lease.check()
-        time.sleep(0.5)
-        assert read_sealed_json(run.lease)["token"] == lease.holder.token
+        until = time.monotonic() + 20
+        while (holder := read_holder(run)) == UNKNOWN:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert holder is not None and holder.token == lease.holder.token
     assert not run.lease.exists()
 
 
@@ -138,7 +150,7 @@ def test_a_driver_that_was_taken_over_is_told_and_does_not_end_the_new_lease(
         tell(run, heartbeat=0, token="new")
         if taken != "over":
             run.lease.unlink()
-        assert lease.lost.wait(5)
+        assert lease.lost.wait(20)
         by = "process 1 on elsewhere" if taken == "over" else "somebody who has ended"
         with pytest.raises(LeaseLostError, match=f"taken over by {by}"):
             lease.check()
@@ -165,7 +177,7 @@ def test_a_heartbeat_that_slept_through_a_take_over_leaves_the_new_lease(
 
     with hold_lease(run) as lease:
         monkeypatch.setattr(os, call, sleep_first)
-        assert slept.wait(5) and lease.lost.wait(5)
+        assert slept.wait(20) and lease.lost.wait(20)
         with pytest.raises(LeaseLostError, match="taken over by"):
             lease.check()
     assert run.lease.exists() == (taken == "over")
@@ -181,7 +193,7 @@ def test_whoever_loses_the_wider_lease_has_lost_the_narrower(
     with hold_lease(wider) as outer, hold_lease(run, within=outer) as inner:
         inner.check()
         tell(wider, heartbeat=0, token="new")
-        assert inner.lost.wait(5)
+        assert inner.lost.wait(20)
         with pytest.raises(LeaseLostError, match=f"{wider.lease}: taken over by process 1 on elsewhere"):
             inner.check()
     assert wider.lease.exists()

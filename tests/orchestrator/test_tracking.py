@@ -258,7 +258,7 @@ def test_a_tracker_that_hangs_is_given_up_within_the_patience(store, tiny_grid, 
     mirror.start()
     started = time.monotonic()
     assert not mirror.finish("KILLED", patience_s=1.0)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert len(warnings) == 1
 
 

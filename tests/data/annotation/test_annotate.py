@@ -220,7 +220,7 @@ def test_retry_after_is_waited_for(corpus: Corpus) -> None:
         server.faults_end_after = 1
         begun = time.monotonic()
         run(corpus, server, limit=1)
-        assert 0.6 <= time.monotonic() - begun < 5
+        assert 0.6 <= time.monotonic() - begun < 30
 
 
 def test_a_rate_limit_far_below_the_concurrency_slows_down_and_gives_nothing_up(
