@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Look:
     phase: str = ""  # what that attempt's status says; "": nothing yet
     step: int = 0  # the step it says it trained last, 0 in other phases
     committed: int = 0  # the step of the newest checkpoint
+    commit: int = 0  # tells two checkpoints of the same step apart
     saving: bool = False  # this attempt is writing the one after it
     answers: int = 0  # predictions on disk
     done: bool = False
@@ -52,21 +53,28 @@ def look(folder: TrialFolder) -> Look:
         started = None
     status = read_status(folder)
     phase = str(status.get("phase", "")) if started and status.get("time", 0.0) >= started else ""
+    committed, commit = _newest_checkpoint(folder.checkpoints)
     return Look(
         attempt=latest.number if latest else 0,
         phase=phase,
         step=int(status.get("step", 0)) if phase == "training" else 0,
-        committed=_newest_checkpoint(folder.checkpoints),
+        committed=committed,
+        commit=commit,
         saving=phase == "training" and _is_saving(folder.checkpoints, since=started or 0.0),
         answers=_answers(folder.path),
         done=folder.result.exists(),
     )
 
 
-def _newest_checkpoint(folder: Path) -> int:
-    """The step of the newest that was committed, by its name; what is in it is not looked at."""
-    steps = [path.parent.name.removeprefix("step-") for path in folder.glob("step-*/commit.json")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+def _newest_checkpoint(folder: Path) -> tuple[int, int]:
+    """The step of the newest that was committed, by its name, and the inode of its commit; what is in it is not looked at."""
+    found = [(0, 0)]
+    for path in folder.glob("step-*/commit.json"):
+        step = path.parent.name.removeprefix("step-")
+        with suppress(FileNotFoundError):
+            if step.isdigit():
+                found.append((int(step), path.stat().st_ino))
+    return max(found)
 
 
 def _is_saving(folder: Path, *, since: float) -> bool:
@@ -141,10 +149,15 @@ class TrialWatch:
     answers_lost: int = 0
     damaged: bool = False  # some file of the trial, on purpose: answers may be among what is lost
     excused: int = 0  # steps that may be done again for it, when the next attempt begins to train
+    given_up: tuple[int, int] = (
+        0,
+        0,
+    )  # step and commit of a checkpoint that was passed over, and stays until another is committed
 
     def see(self, now: Look) -> Loss | None:
         """Take one look in; returns what was lost when it shows that a new attempt has begun to train."""
-        before, self.last = self.last, now
+        before, self.last = self.last, self._without_given_up(now)
+        now = self.last
         if not self.damaged:
             self.answers_lost += max(0, before.answers - now.answers)
         current = self.sections[-1] if self.sections else None
@@ -157,11 +170,14 @@ class TrialWatch:
             return None
         if first is None:
             return None
+        committed = max(current.committed, before.committed) if current else 0
+        if first - 1 < committed == now.committed:
+            self.given_up = (now.committed, now.commit)
+            self.last = now = replace(now, committed=first - 1)
         section = Section(attempt=now.attempt, first=first, last=self._reached(now), committed=now.committed)
         self.sections.append(section)
         if current is None:
             return None
-        committed = max(current.committed, before.committed)
         loss = Loss(
             attempt=now.attempt,
             resumed=section.resumed,
@@ -172,6 +188,12 @@ class TrialWatch:
         self.excused = 0
         self.losses.append(loss)
         return loss
+
+    def _without_given_up(self, now: Look) -> Look:
+        """The look as if a checkpoint that was passed over had never been; the section began at the one before it."""
+        if (now.committed, now.commit) == self.given_up and self.sections:
+            return replace(now, committed=self.sections[-1].resumed)
+        return now
 
     def _reached(self, now: Look) -> int:
         """The highest step that the files prove."""

@@ -47,7 +47,8 @@ def test_a_look_tells_where_a_trial_stands(trial: TrialFolder) -> None:
     begin(trial)
     assert look(trial) == Look(attempt=1)
     train(trial, 7, commits=(4,), saving=True)
-    assert look(trial) == Look(attempt=1, phase="training", step=7, committed=4, saving=True)
+    commit = (trial.checkpoints / "step-000004" / "commit.json").stat().st_ino
+    assert look(trial) == training(1, 7, 4, saving=True, commit=commit)
     write_jsonl(trial.path / "predictions-direct.part-0.jsonl", [{"predictions": [1, 2]}, {"predictions": [3]}])
     assert look(trial).answers == 3
     write_jsonl(trial.path / "predictions-direct.jsonl", [{}, {}, {}, {}])
@@ -81,8 +82,8 @@ def watch(*looks: Look) -> TrialWatch:
     return watched
 
 
-def training(attempt: int, step: int, committed: int, saving: bool = False) -> Look:
-    return Look(attempt=attempt, phase="training", step=step, committed=committed, saving=saving)
+def training(attempt: int, step: int, committed: int, saving: bool = False, commit: int = 0) -> Look:
+    return Look(attempt=attempt, phase="training", step=step, committed=committed, saving=saving, commit=commit)
 
 
 def test_steps_done_again_are_counted() -> None:
@@ -117,6 +118,29 @@ def test_a_resume_is_also_seen_by_its_first_checkpoint() -> None:
     """The status is written once a second: a short attempt may be seen late."""
     [loss] = watch(training(1, 7, 4), Look(attempt=2, committed=4), Look(attempt=2, committed=8)).losses
     assert (loss.resumed, loss.redone) == (4, 3)
+
+
+@pytest.mark.parametrize("commits", [1, 0], ids=["after its first checkpoint", "before it"])
+def test_a_checkpoint_that_was_passed_over_is_not_missed_again(commits: int) -> None:
+    """A damaged metrics file: training begins anew, and the checkpoints that it cannot use lie there until its own first one replaces them."""
+    watched = watch(training(1, 7, 4), training(1, 9, 8, commit=1))
+    watched.excused = 12
+    watched.see(Look(attempt=2, committed=8, commit=1))
+    watched.see(training(2, 1, 8, commit=1))
+    watched.see(training(2, 3, 8, commit=1, saving=True))
+    if commits:
+        watched.see(Look(attempt=3, committed=4, commit=2))
+        watched.see(training(3, 5, 4, commit=2))
+    else:
+        watched.see(Look(attempt=3, committed=8, commit=1))
+        watched.see(training(3, 1, 8, commit=1))
+    first, second = watched.losses
+    assert first.breach(4) == "" and first.redone == 9
+    assert second.breach(4) == "" and second.redone == (0 if commits else 4)
+
+    watched.see(training(3, 9, 8, commit=3))
+    watched.see(training(4, 5, 8, commit=3))
+    assert "step 8 was committed" in watched.losses[-1].breach(4), "the same step again, by a training that counts"
 
 
 def test_an_attempt_killed_before_it_trained_loses_nothing() -> None:
