@@ -233,20 +233,24 @@ def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(
     """A laptop that was closed, a paused machine: meanwhile a driver on another machine has taken over."""
     with start_smoke_grid(unfinished) as process:
         run = RunFolder(run_folder(unfinished))
-        wait_until(lambda: trains(unfinished), process)
+        wait_until(lambda: len(statuses(unfinished)) == 2, process)  # all train, or have trained
+        names = sorted(statuses(unfinished))
         children = processes_of(process)
         process.send_signal(signal.SIGSTOP)
         if trials_end:
-            wait_until(lambda: all(run.trial(name).result.exists() for name in statuses(unfinished)), process)
+            wait_until(lambda: all(run.trial(name).result.exists() for name in names), process)
         other = Holder(pid=1, host="elsewhere", token="other", since=time.time(), heartbeat=time.time())
         write_sealed_json(run.lease, asdict(other))
         lease = run.lease.read_bytes()
         shutil.rmtree(run.path / "ray")
         (run.path / "ray" / "other").mkdir(parents=True)
         (run.path / "ray" / "other" / "state").touch()
-        attempts = [open_attempt(run.trial(name), devices=1) for name in statuses(unfinished)]
-        time.sleep(5)  # the first one's workers are fenced off; its drivers wait for their head
-        before = files_of(run.path)
+        attempts = [open_attempt(run.trial(name), devices=1) for name in names]
+        before = None
+        while before != (
+            before := files_of(run.path)
+        ):  # its workers are fenced off, and its trials' drivers wait for it
+            time.sleep(5)
         process.send_signal(signal.SIGCONT)
         begun = time.monotonic()
         out, _ = process.communicate(timeout=60)
