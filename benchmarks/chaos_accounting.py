@@ -149,15 +149,13 @@ class TrialWatch:
     answers_lost: int = 0
     damaged: bool = False  # some file of the trial, on purpose: answers may be among what is lost
     excused: int = 0  # steps that may be done again for it, when the next attempt begins to train
-    given_up: tuple[int, int] = (
-        0,
-        0,
-    )  # step and commit of a checkpoint that was passed over, and stays until another is committed
+    given_up: tuple[int, int] = (0, 0)
+    """Step and commit of a checkpoint that was passed over, and stays until another is committed."""
 
     def see(self, now: Look) -> Loss | None:
         """Take one look in; returns what was lost when it shows that a new attempt has begun to train."""
-        before, self.last = self.last, self._without_given_up(now)
-        now = self.last
+        now = self._without_given_up(now)
+        before, self.last = self.last, now
         if not self.damaged:
             self.answers_lost += max(0, before.answers - now.answers)
         current = self.sections[-1] if self.sections else None

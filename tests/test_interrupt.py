@@ -246,10 +246,8 @@ def test_a_driver_that_slept_through_its_lease_leaves_everything_to_the_other(
         (run.path / "ray" / "other").mkdir(parents=True)
         (run.path / "ray" / "other" / "state").touch()
         attempts = [open_attempt(run.trial(name), devices=1) for name in names]
-        before = None
-        while before != (
-            before := files_of(run.path)
-        ):  # its workers are fenced off, and its trials' drivers wait for it
+        before = None  # until its workers are fenced off, and its trials' drivers wait for it
+        while before != (before := files_of(run.path)):
             time.sleep(5)
         process.send_signal(signal.SIGCONT)
         begun = time.monotonic()
